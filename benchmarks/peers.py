@@ -1,0 +1,216 @@
+"""Speed of fastconv beside whichever of PyTorch, ONNX Runtime, OpenCV and SciPy are installed.
+
+    python benchmarks/peers.py [--suite quick] [--layer NAME] [--threads 2] [--seconds 0.2] [--turns 3]
+
+Every library runs in a process of its own, because two thread pools in one process slow each other, and they take
+turns, so that a slow moment of the machine hits all. The figure is the median of the best turn, in milliseconds.
+Libraries that cannot do an item (OpenCV filters images only, SciPy has no layers) show a dash. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from fastconv.bench.baseline import baseline
+from fastconv.bench.measure import TOLERANCE, difference, geometric_mean
+from fastconv.bench.report import milliseconds
+from fastconv.bench.suite import SUITES, Item, select
+
+Call = Callable[[], np.ndarray]
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTCONV_NUM_THREADS")
+BORDERS = {"symmetric": "symmetric", "zeros": "constant"}  # fastconv's padding_mode -> numpy.pad's
+
+
+# -- one function per library: the item as a call of no arguments, or None -------------------------------------------------
+
+
+def _fastconv(item: Item, threads: int) -> Call | None:
+    import fastconv as fc
+
+    fc.set_num_threads(threads)
+    x, w, bias = item.arrays()
+    plan = getattr(fc, f"plan_conv{item.ndim}d")(w, bias, input_shape=item.input_shape, **item.options)
+    return lambda: plan(x)
+
+
+def _torch(item: Item, threads: int) -> Call | None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    x, w, bias = item.arrays()
+    x, padding = _padded(item, x)
+    tensors = [torch.from_numpy(array) if array is not None else None for array in (x, w, bias)]
+    function = torch.conv1d if item.ndim == 1 else torch.conv2d
+    stride, groups = item.options.get("stride", 1), item.options.get("groups", 1)
+    return lambda: function(*tensors, stride, padding, 1, groups).numpy()
+
+
+def _onnxruntime(item: Item, threads: int) -> Call | None:
+    import onnxruntime
+
+    x, w, bias = item.arrays()
+    x, padding = _padded(item, x)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(_onnx_model(item, x, w, bias, padding), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})[0]
+
+
+def _onnx_model(item: Item, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, padding: int) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = [numpy_helper.from_array(w, "w")] + ([numpy_helper.from_array(bias, "bias")] if bias is not None else [])
+    node = helper.make_node("Conv", ["x", *(constant.name for constant in constants)], ["y"], kernel_shape=list(w.shape[2:]),
+                            strides=[item.options.get("stride", 1)] * item.ndim, pads=[padding] * 2 * item.ndim,
+                            group=item.options.get("groups", 1))
+    graph = helper.make_graph([node], "conv", [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8  # what opset 17 came with: older runtimes refuse newer ones
+    return model.SerializeToString()
+
+
+def _opencv(item: Item, threads: int) -> Call | None:
+    if item.suite != "photo":
+        return None
+    import cv2
+
+    cv2.setNumThreads(threads)
+    x, w, _ = item.arrays()
+    return lambda: cv2.filter2D(x[0, 0], -1, w[0, 0], borderType=cv2.BORDER_REFLECT)[None, None]
+
+
+def _scipy(item: Item, threads: int) -> Call | None:
+    return baseline(item, *item.arrays()) if item.baseline.startswith("scipy") else None
+
+
+def _padded(item: Item, x: np.ndarray) -> tuple[np.ndarray, int]:
+    """The input as libraries with zero borders alone want it: padded ahead and untimed where the item asks for more."""
+    padding = item.options["padding"]
+    if isinstance(padding, int):
+        return x, padding
+    taps = item.weight_shape[2:]
+    pads = [(k - 1, 0) if padding == "causal" else ((k - 1) // 2, k // 2) for k in taps]
+    mode: Any = BORDERS[item.options.get("padding_mode", "zeros")]
+    return np.pad(x, [(0, 0), (0, 0), *pads], mode=mode), 0
+
+
+LIBRARIES: dict[str, tuple[Callable[[Item, int], Call | None], tuple[str, ...]]] = {
+    # name: (function, modules it needs)
+    "fastconv": (_fastconv, ()),
+    "torch": (_torch, ("torch",)),
+    "onnxruntime": (_onnxruntime, ("onnxruntime", "onnx")),
+    "opencv": (_opencv, ("cv2",)),
+    "scipy": (_scipy, ("scipy",)),
+}
+
+
+# -- processes and turns ------------------------------------------------------------------------------------------------
+
+
+def _serve(library: str, threads: int, seconds: float, pipe: Connection) -> None:
+    """In a library's process: receive an item, send its result or the reason there is none, then time it once a turn."""
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            call = LIBRARIES[library][0](item, threads)
+            result = None if call is None else np.array(call())
+        except Exception as error:  # a library's refusal must not end the comparison
+            call, result = None, f"{type(error).__name__}: {error}"
+        pipe.send(result)
+        while call and pipe.recv():
+            pipe.send(_median(call, seconds))
+
+
+def _median(call: Call, seconds: float) -> float:
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def compare(item: Item, pipes: dict[str, Connection], turns: int) -> tuple[dict[str, float], list[str]]:
+    """Best median seconds of each library that can do the item, and what went wrong, in words."""
+    results: dict[str, np.ndarray] = {}
+    problems = []
+    for name, pipe in pipes.items():
+        pipe.send(item)
+        answer = pipe.recv()
+        if isinstance(answer, str):
+            problems.append(f"{name} on {item.suite} {item.name}: {answer}")
+        elif answer is not None:
+            results[name] = answer
+    best = dict.fromkeys(results, float("inf"))
+    for _ in range(turns):
+        for name in results:
+            pipes[name].send(True)
+            best[name] = min(best[name], pipes[name].recv())
+    for name, result in results.items():
+        pipes[name].send(False)
+        if "fastconv" in results and not (error := difference(results["fastconv"], result)) <= TOLERANCE:
+            problems.append(f"{name} on {item.suite} {item.name}: results differ by {error:.1e}")
+    return best, problems
+
+
+def main() -> int:
+    """Compare and print the table; the status is 1 where results differ or a library failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="quick")
+    parser.add_argument("--layer", default="", help="only items whose name contains this")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=0.2, help="time of a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    try:
+        items = select(options.suite, options.layer)
+    except ValueError as error:
+        parser.error(str(error))
+    for variable in THREAD_VARIABLES:  # read by the libraries when the processes import them
+        os.environ[variable] = str(options.threads)
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name, (_, modules) in LIBRARIES.items():
+        if all(importlib.util.find_spec(module) for module in modules):
+            here, there = context.Pipe()
+            context.Process(target=_serve, args=(name, options.threads, options.seconds, there), daemon=True).start()
+            pipes[name] = here
+    return _table(items, pipes, options.turns)
+
+
+def _table(items: list[Item], pipes: dict[str, Connection], turns: int) -> int:
+    print(f"{'milliseconds':34s}" + "".join(f"{name:>13s}" for name in pipes) + "   peer / fastconv")
+    ratios, problems = [], []
+    for item in items:
+        best, found = compare(item, pipes, turns)
+        problems += found
+        peers = [seconds for name, seconds in best.items() if name != "fastconv"]
+        text = "".join(f"{milliseconds(best[name]) if name in best else '-':>13s}" for name in pipes)
+        if peers and "fastconv" in best:
+            ratios.append(min(peers) / best["fastconv"])
+            text += f"   {ratios[-1]:.2f}x"
+        print(f"{item.suite + ' ' + item.name:34s}{text}", flush=True)
+    print(f"geometric mean of (fastest peer / fastconv) over {len(ratios)} items: {geometric_mean(ratios):.2f}x")
+    for line in problems:
+        print(line)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

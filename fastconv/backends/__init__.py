@@ -1,0 +1,89 @@
+"""The backends: one file each, found by name, described by one `Backend` record.
+
+How to add a backend
+--------------------
+Write `backends/<device>_<name>.py` and end it with
+
+    BACKEND = Backend(refuses=..., seconds=..., pack_seconds=..., build=...)
+
+- `refuses(problem)` returns None, or in words why it cannot compute the problem;
+- `seconds(problem, machine)` predicts the time of `run`, `pack_seconds(problem, machine)` that of `pack`: only the
+  ranking among backends matters;
+- `build(problem)` returns a `Kernel`, whose `pack(second)` prepares the pass's second operand (the weights; gy for
+  `grad_weight`) and whose `run(first, packed, bias, out)` writes every element of `out`.
+
+Arrays come as `Problem.shapes` says, contiguous, aligned and in the problem's dtype, which is float32, float64, int32 or
+int64; other dtypes, and border modes of gradients, are lowered before (`fastconv.lowering`). Nothing else needs an edit:
+the dispatcher, the tests, `fastconv bench` and the asv suite iterate over `load(device)`.
+
+A backend imports `problem`, `_jit`, `_simd` and this package's other underscored helpers, never another backend.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..problem import Problem
+
+__all__ = ["Backend", "BackendError", "Kernel", "Machine", "load"]
+
+
+class BackendError(ValueError):
+    """A backend that was asked for by name cannot compute the problem; the message says why."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cost models know of the processor: measured once by `_machine.measure` and stored."""
+
+    cpu: str
+    flops32: float  # multiply-add peak of one thread in float32, FLOP/s
+    flops64: float  # the same in float64
+    bandwidth: float  # bytes/s that one thread streams from main memory
+    cache_bandwidth: float  # bytes/s that one thread streams from its second-level cache
+    region_seconds: float  # launch of a parallel region
+    threads: int = 1
+
+    def flops(self, dtype: str) -> float:
+        """Peak of one thread for a dtype."""
+        return self.flops32 if np.dtype(dtype).itemsize == 4 else self.flops64
+
+
+class Kernel(Protocol):
+    """One problem's code, ready to run; immutable, shared by threads."""
+
+    def pack(self, second: np.ndarray) -> Any:
+        """Prepare the second operand for any number of runs."""
+
+    def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
+        """Compute the problem into `out`."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch memory of a run, all threads together."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute convolutions, as data."""
+
+    refuses: Callable[[Problem], str | None]
+    seconds: Callable[[Problem, Machine], float]
+    build: Callable[[Problem], Kernel]
+    pack_seconds: Callable[[Problem, Machine], float] = lambda problem, machine: 0.0
+    sums_directly: bool = True  # False where one non-finite input reaches outputs that the direct sum keeps finite
+
+
+@functools.cache
+def load(device: str = "cpu") -> dict[str, Backend]:
+    """The backends of a device by name, from every module `<device>_*` of this package."""
+    prefix = device + "_"
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(prefix))
+    return {name[len(prefix):]: importlib.import_module(f"{__name__}.{name}").BACKEND for name in names}

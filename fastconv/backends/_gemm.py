@@ -1,0 +1,201 @@
+"""The register-tiled matrix product behind `im2col`, with both of its factors addressed in place.
+
+    result[r, c] = start[r, c] + sum over k of  x[row_offset[r] + k_offset[k]] * w[k, c]
+
+Rows are output points and k taps in the forward pass; rows are taps and k output points in the weight gradient. Columns
+are output channels, one panel of `TILE_COLUMNS` vectors at a time; w is packed into such panels. The tile stays in
+registers for the whole sum; what leaves it is written transposed (channels first), as rows (channels last), or as a
+partial sum that a later call goes on with.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..problem import Problem
+from ._boxes import copy_run
+from ._jit import inlined, kernel, outlined, parallel_region
+from ._phases import RECTIFIERS
+from ._simd import (
+    TILE_COLUMNS,
+    TILE_HALF_ROWS,
+    TILE_ROWS,
+    advance,
+    get,
+    in_threads,
+    lane_count,
+    lanes_of,
+    load,
+    next_task,
+    pointer,
+    put,
+    rectify,
+    store,
+    tile_load,
+    tile_outer,
+    tile_store,
+    transpose_block,
+)
+
+
+SERIAL_PACKING = 20_000  # elements that one thread packs sooner than a region starts: 2 us at 40 GB/s
+
+
+def panel_width(dtype: str) -> int:
+    """Output channels of a panel."""
+    return TILE_COLUMNS * lane_count(dtype)
+
+
+class Epilogue(NamedTuple):
+    """What happens to a finished sum before it is written: values below zero times `slope`, then a cut at `ceiling`."""
+
+    rectify: bool
+    slope: float
+    ceiling: float
+
+
+def epilogue_of(problem: Problem) -> Epilogue:
+    """The epilogue of a problem whose activation is none or a rectifier, its scalars in the problem's dtype."""
+    slope, ceiling = RECTIFIERS[problem.activation]
+    scalar = np.dtype(problem.dtype).type
+    return Epilogue(problem.activation is not None, scalar(slope), scalar(ceiling))
+
+
+def make_tile(rows: int, columns: int):
+    """The micro-kernel of one tile size: the sums of its rows start from `start` (whose rows are `start_pitch` apart, 0
+    for a bias) and end in `sums`, whose rows are as wide as a panel."""
+
+    @outlined
+    def tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):
+        acc = tile_load(start, start_pitch, rows, columns)
+        for k in range(depth):
+            acc = tile_outer(acc, advance(x, get(k_offsets, k)), row_offsets, advance(w, k * width), rows)
+        tile_store(sums, width, acc, rows)
+
+    return tile
+
+
+full_tile = make_tile(TILE_ROWS, TILE_COLUMNS)
+half_tile = make_tile(TILE_HALF_ROWS, TILE_COLUMNS)
+full_narrow_tile = make_tile(TILE_ROWS, 1)
+half_narrow_tile = make_tile(TILE_HALF_ROWS, 1)
+
+
+@inlined
+def multiply_tile(left, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
+    """The next tile of at most `left` rows; returns how many rows it took."""
+    if left > TILE_HALF_ROWS:
+        if count > lanes_of(w):
+            full_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
+        else:
+            full_narrow_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
+        return min(left, TILE_ROWS)
+    if count > lanes_of(w):
+        half_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
+    else:
+        half_narrow_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
+    return left
+
+
+@outlined
+def store_points(sums, width, rows, y, y_offsets, y_channel, count, epilogue):
+    """Apply the epilogue to `rows` rows of sums and write their first `count` channels to y."""
+    lanes = lanes_of(sums)
+    if epilogue.rectify:
+        for i in range(0, rows * width, lanes):
+            store(sums, i, rectify(load(sums, i), epilogue.slope, epilogue.ceiling))
+    if y_channel == 1:
+        for r in range(rows):
+            copy_run(advance(y, get(y_offsets, r)), advance(sums, r * width), count)
+        return
+    first = get(y_offsets, 0)
+    if get(y_offsets, rows - 1) - first == rows - 1:
+        for r in range(0, rows, lanes):
+            for c in range(0, count, lanes):
+                transpose_block(advance(sums, r * width + c), width, min(lanes, rows - r), min(lanes, count - c),
+                                advance(y, first + r + c * y_channel), y_channel, min(lanes, rows - r))
+        return
+    for r in range(rows):
+        for c in range(count):
+            put(y, get(y_offsets, r) + c * y_channel, get(sums, r * width + c))
+
+
+# -- packing of the second operand ----------------------------------------------------------------------------------------
+
+
+@outlined
+def pack_panel(source, column_pitch, k_pitch, columns, depth, target, width):
+    """target[k * width + c] = source[c * column_pitch + k * k_pitch], columns beyond `columns` zero."""
+    lanes = lanes_of(source)
+    if column_pitch == 1:
+        for k in range(depth):
+            copy_run(advance(target, k * width), advance(source, k * k_pitch), columns)
+            for c in range(columns, width):
+                put(target, k * width + c, 0)
+        return
+    if k_pitch == 1:
+        for c in range(0, width, lanes):
+            for k in range(0, depth, lanes):
+                transpose_block(advance(source, c * column_pitch + k), column_pitch, columns - c, min(lanes, depth - k),
+                                advance(target, k * width + c), width, lanes)
+        return
+    for k in range(depth):
+        for c in range(width):
+            put(target, k * width + c, get(source, c * column_pitch + k * k_pitch) if c < columns else 0)
+
+
+class Matrices(NamedTuple):
+    """A stack of (images, groups) matrices of depth x columns, by their pitches in elements."""
+
+    images: int
+    groups: int
+    columns: int
+    depth: int
+    image_pitch: int
+    group_pitch: int
+    column_pitch: int
+    k_pitch: int
+
+
+@outlined
+def pack_some(args, thread):
+    """Take panels until none is left."""
+    source, target, m, width, counter = args
+    per_group = -(-m.columns // width)
+    while True:
+        panel = next_task(pointer(counter, 0))
+        if panel >= m.images * m.groups * per_group:
+            break
+        image = panel // (m.groups * per_group)
+        group = panel // per_group - image * m.groups
+        first = panel % per_group * width
+        pack_panel(pointer(source, image * m.image_pitch + group * m.group_pitch + first * m.column_pitch), m.column_pitch,
+                   m.k_pitch, min(width, m.columns - first), m.depth, pointer(target, panel * m.depth * width), width)
+
+
+@kernel
+def pack_panels(source, target, matrices, width, counter, threads):
+    """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero."""
+    in_threads(pack_some, threads, (source, target, matrices, width, counter))
+
+
+def packed_panels(source: np.ndarray, matrices: Matrices, width: int) -> np.ndarray:
+    """`source` in panels, by as many threads as it is worth."""
+    panels = matrices.images * matrices.groups * -(-matrices.columns // width)
+    target = np.empty(panels * matrices.depth * width, source.dtype)
+    with parallel_region() as threads:
+        pack_panels(source.reshape(-1), target, matrices, width, np.zeros(1, np.int64), threads if source.size > SERIAL_PACKING else 1)
+    return target
+
+
+def pad_bias(bias: np.ndarray | None, groups: int, columns: int, width: int, dtype: str) -> np.ndarray:
+    """The bias in panels: (groups * panels of a group * width), zero where there is none."""
+    per_group = -(-columns // width) * width
+    if bias is not None and per_group == columns:
+        return bias
+    padded = np.zeros((groups, per_group), dtype)
+    if bias is not None:
+        padded[:, :columns] = bias.reshape(groups, columns)
+    return padded.ravel()

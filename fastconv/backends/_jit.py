@@ -1,0 +1,326 @@
+"""The one place for compilation: njit options, the on-disk cache, the threading layer and the number of threads.
+
+Kernels are decorated with `kernel` (an entry point, cached on disk), `parallel_kernel` (the same with `prange`) or
+`inlined` (a helper that becomes part of its caller). Decorating compiles nothing; the first call does.
+
+A parallel entry point is written as
+
+    if threads == 1: work(...)                                      # no region: nothing is launched
+    else:
+        for thread in prange(threads): work(..., counter, thread)   # work takes tasks with `next_task` until none is left
+
+and called inside `parallel_region()`, which says how many threads may be used: one after a fork that the threading
+layer does not survive, and one caller at a time under Numba's workqueue layer, which aborts on concurrent regions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import pickle
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numba
+import platformdirs
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
+from numba.core.dispatcher import Dispatcher
+
+__all__ = ["cache_directory", "compiled_kernels", "cpu_target", "inlined", "kernel", "num_threads", "outlined", "parallel_kernel",
+           "parallel_region", "set_num_threads", "threading_layer"]
+
+# Contraction into fused multiply-adds only: reassociation is written out where it is wanted, and NaN and Inf must survive.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False}
+
+
+# -- decorators -----------------------------------------------------------------------------------------------------------
+
+
+def kernel(function: Callable) -> Dispatcher:
+    """Compile `function` as an entry point; its machine code is kept on disk."""
+    return _cached(numba.njit(**OPTIONS)(function))
+
+
+def parallel_kernel(function: Callable) -> Dispatcher:
+    """Like `kernel`, with `prange`; call it inside `parallel_region()`."""
+    return _cached(numba.njit(parallel=True, **OPTIONS)(function))
+
+
+def inlined(function: Callable) -> Dispatcher:
+    """Compile `function` into its callers."""
+    return numba.njit(forceinline=True, **OPTIONS)(function)
+
+
+def outlined(function: Callable) -> Dispatcher:
+    """Compile `function` on its own, for callers to call: large helpers, so that LLVM sees each of them once."""
+    return numba.njit(**OPTIONS)(function)
+
+
+def _cached(dispatcher: Dispatcher) -> Dispatcher:
+    if cache_directory() is not None:
+        dispatcher._cache = _KernelCache(dispatcher.py_func)
+    return dispatcher
+
+
+def compiled_kernels(modules: list[ModuleType]) -> dict[str, Dispatcher]:
+    """The entry points defined in `modules`, by name: what `info` lists and `warmup` compiles."""
+    found = {}
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Dispatcher) and isinstance(value._cache, (_KernelCache, type(None))) or _is_entry(value):
+                found[f"{module.__name__.rpartition('.')[2]}.{value.py_func.__qualname__.replace('<locals>.', '')}"] = value
+    return found
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, Dispatcher) and not value.targetoptions.get("forceinline")
+
+
+@functools.cache
+def cpu_target() -> tuple[str, str, frozenset[str]]:
+    """(triple, CPU name, features) that kernels are compiled for, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included."""
+    from numba.core.registry import cpu_target as target
+
+    triple, name, features = target.target_context.codegen().magic_tuple()
+    return triple, name, frozenset(f[1:] for f in features.split(",") if f.startswith("+"))
+
+
+# -- the cache on disk ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def cache_directory() -> Path | None:
+    """Where compiled kernels, machine constants and wisdom are kept: FASTCONV_CACHE_DIR or the user's cache directory.
+
+    None, with one warning, where it cannot be written: everything then works, but each process compiles anew.
+    """
+    chosen = os.environ.get("FASTCONV_CACHE_DIR") or platformdirs.user_cache_dir("fastconv", appauthor=False)
+    try:
+        path = Path(chosen)
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        warnings.warn(f"fastconv cannot write its cache directory {chosen!r} ({error}): kernels are compiled anew in each "
+                      "process. Set FASTCONV_CACHE_DIR to a writable directory.", RuntimeWarning, stacklevel=2)
+        return None
+    return path
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of every kernel source and of the options: the cache is stale as soon as any of them changes.
+
+    Numba itself watches the decorated function's file alone, so an edited helper of another file would go unnoticed.
+    """
+    digest = hashlib.sha256(repr((sorted(OPTIONS, key=str), sorted(OPTIONS["fastmath"]), numba.__version__, sys.version)).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+class _Locator(_CacheLocator):
+    def __init__(self, py_func: Callable, py_file: str):
+        self._py_file = py_file
+        self._line = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str((cache_directory() or Path()) / "kernels" / source_digest())
+
+    def get_source_stamp(self) -> str:
+        return source_digest()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Callable, py_file: str) -> _Locator:
+        return cls(py_func, py_file)
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_Locator]  # noqa: RUF012 (Numba's name, Numba's type)
+
+
+class _KernelFiles:
+    """One file a (kernel, signature, CPU), named by the key's digest.
+
+    Numba's own index file lets two processes that compile different signatures at once claim the same slot.
+    """
+
+    def __init__(self, directory: str, base: str):
+        self._directory = Path(directory)
+        self._base = base
+
+    def _path(self, key: Any) -> Path:
+        return self._directory / f"{self._base}.{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
+
+    def load(self, key: Any) -> Any:
+        try:
+            return pickle.loads(self._path(key).read_bytes())
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            warnings.warn(f"fastconv ignores a damaged kernel cache file {self._path(key)}: {error}", RuntimeWarning, stacklevel=2)
+            return None
+
+    def save(self, key: Any, data: Any) -> None:
+        try:
+            write_atomically(self._path(key), dumps(data))
+        except OSError:  # a full or vanished disk costs the next process a compilation, not this one its result
+            return
+
+
+class _KernelCache(FunctionCache):
+    _impl_class = _CacheImpl
+
+    def __init__(self, py_func: Callable):
+        super().__init__(py_func)
+        self._cache_file = _KernelFiles(self._cache_path, self._impl.filename_base)
+
+    def flush(self) -> None:
+        """Nothing to flush: files of another source digest are never read."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that other processes see whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+# -- threads --------------------------------------------------------------------------------------------------------------
+
+
+class _Threads:
+    """What this process knows of its threads; one instance, `_threads`."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        self.layer: str | None = None
+        self.lock = threading.RLock()
+        self.serial_only = False
+        self.forked_by_main = True
+
+    def before_fork(self) -> None:
+        self.forked_by_main = threading.current_thread() is threading.main_thread()
+
+    def after_fork(self) -> None:
+        """GNU OpenMP kills a child at its first region; TBB survives a fork of the main thread only."""
+        self.lock = threading.RLock()
+        if self.layer == "omp" or (self.layer == "tbb" and not self.forked_by_main):
+            self.serial_only = True
+
+
+_threads = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_threads.before_fork, after_in_child=_threads.after_fork)
+
+
+def available_cpus() -> int:
+    """Processors this process may use: its affinity mask, cut by a cgroup's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cpus, _cgroup_quota(Path("/sys/fs/cgroup")))))
+
+
+def _cgroup_quota(root: Path) -> float:
+    """CPUs that a container's quota allows (cgroup v2, then v1); infinity where there is none."""
+    for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (root / quota_file).read_text().split()
+            if period_file is not None:
+                words += (root / period_file).read_text().split()
+            if words[0] not in ("max", "-1"):
+                return int(words[0]) / int(words[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    return math.inf
+
+
+def num_threads() -> int:
+    """Threads a call may use: `set_num_threads`, else FASTCONV_NUM_THREADS, else the processors available."""
+    if _threads.count is None:
+        text = os.environ.get("FASTCONV_NUM_THREADS")
+        if text is None:
+            _threads.count = min(available_cpus(), numba.config.NUMBA_NUM_THREADS)
+        else:
+            if not text.isdigit() or int(text) < 1:
+                raise ValueError(f"FASTCONV_NUM_THREADS must be a positive integer, got {text!r}")
+            _threads.count = int(text)
+    return _threads.count
+
+
+def set_num_threads(count: int) -> None:
+    """Let later calls use up to `count` threads, in the whole process."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"count must be an integer, got {count!r}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count!r}")
+    _threads.count = count
+
+
+def threading_layer() -> str:
+    """Numba's threading layer, chosen at the first call: tbb, else omp, else workqueue."""
+    if _threads.layer is None:
+        with _threads.lock:
+            _preload_tbb()
+            _start_threads()
+            _threads.layer = numba.threading_layer()
+    return _threads.layer
+
+
+def _preload_tbb() -> None:
+    """Make the library of the `tbb` wheel known by its file: the loader does not search a virtual environment."""
+    names = ("lib/libtbb.so.12", "Library/bin/tbb12.dll", "lib/libtbb.12.dylib")
+    for path in (Path(sys.prefix, name) for name in names):
+        if path.exists():
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+                return
+
+
+def _start_threads() -> None:
+    from numba.np.ufunc import parallel
+
+    parallel._launch_threads()
+
+
+@contextlib.contextmanager
+def _exclusive_region() -> Iterator[int]:
+    with _threads.lock:
+        yield num_threads()
+
+
+class _SharedRegion:
+    """A context manager that only says how many threads there are: cheaper than a generator's."""
+
+    def __enter__(self) -> int:
+        return 1 if _threads.serial_only else num_threads()
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+_shared_region = _SharedRegion()
+
+
+def parallel_region() -> contextlib.AbstractContextManager[int]:
+    """A context in which a parallel kernel may run with as many threads as it yields."""
+    layer = _threads.layer or threading_layer()
+    return _exclusive_region() if layer == "workqueue" and not _threads.serial_only else _shared_region

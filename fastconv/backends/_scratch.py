@@ -1,0 +1,32 @@
+"""Scratch memory of a run: one aligned buffer a Python thread, kept for the next call and bounded."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+KEEP_BYTES = 64 * 1024 * 1024  # a larger buffer goes back to the system after its call
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.kept: dict[str, np.ndarray] = {}
+
+
+_buffers = _Buffers()
+
+
+def scratch(role: str, count: int, dtype: str | np.dtype) -> np.ndarray:
+    """A flat, uninitialised, aligned array of at least `count` elements, this thread's own until it asks for `role` again."""
+    dtype = np.dtype(dtype)
+    needed = count * dtype.itemsize + ALIGNMENT
+    held = _buffers.kept.get(role)
+    if held is None or held.nbytes < needed:
+        held = np.empty(max(needed, 4096), np.uint8)
+        if needed <= KEEP_BYTES:
+            _buffers.kept[role] = held
+    start = -held.ctypes.data % ALIGNMENT
+    stop = start + (held.nbytes - start) // dtype.itemsize * dtype.itemsize
+    return held[start:stop].view(dtype)

@@ -1,0 +1,260 @@
+"""Times every backend on every item of a suite, and compares their results with each other and with NumPy and SciPy."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+import fastconv as fc
+from fastconv import dispatcher
+from fastconv.bench.baseline import baseline
+from fastconv.bench.suite import Item
+
+__all__ = ["Report", "Result", "Timing", "check_backends", "median_seconds", "run"]
+
+TOLERANCE = 1e-4  # of the result's largest value; "default" accuracy allows float32 errors of about 1e-5
+SUITE_SECONDS = 75.0  # leaves room under two minutes for items that exceed their share
+ITEM_SECONDS = (0.05, 0.5)  # least and most time for one item: longer would not change a median that anyone can see
+BASELINE_SHARE = 0.25
+TURNS = 3
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of `calls` calls; `error` is the largest difference from NumPy/SciPy over the largest value."""
+
+    seconds: float
+    calls: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one item: backends by name in `timings`, or in `refusals` or `failures` with the reason."""
+
+    item: Item
+    flops: int
+    bytes: int
+    timings: dict[str, Timing]
+    refusals: dict[str, str]
+    failures: dict[str, str]
+    baseline: Timing
+    chosen: str
+    spread: float
+    peak: float
+
+    @property
+    def fastest(self) -> str | None:
+        """The backend with the least time."""
+        return min(self.timings, key=lambda name: self.timings[name].seconds, default=None)
+
+    @property
+    def shown(self) -> str | None:
+        """The backend that the rates below are of: the dispatcher's choice, or the fastest where that was not measured."""
+        return self.chosen if self.chosen in self.timings else self.fastest
+
+    @property
+    def seconds(self) -> float:
+        """Median time of the shown backend, nan where every backend refused or failed."""
+        return self.timings[self.shown].seconds if self.shown else float("nan")
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s, counting the direct sum's operations whatever the method."""
+        return self.flops / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Rate over the measured FMA peak of all threads; a method with fewer operations can exceed 1."""
+        return self.rate / self.peak
+
+    @property
+    def intensity(self) -> float:
+        """Operations for each byte of input, weights and output."""
+        return self.flops / self.bytes
+
+    @property
+    def speedup(self) -> float:
+        """Time of NumPy/SciPy over the time of the shown backend."""
+        return self.baseline.seconds / self.seconds
+
+    @property
+    def regret(self) -> float:
+        """Time of the shown backend over the time of the fastest."""
+        return self.seconds / self.timings[self.fastest].seconds if self.fastest else float("nan")
+
+    @property
+    def wrong(self) -> list[str]:
+        """Backends whose result differs from NumPy's or SciPy's by more than the tolerance, or that failed."""
+        return [name for name, timing in self.timings.items() if not timing.error <= TOLERANCE] + list(self.failures)
+
+    @property
+    def verified(self) -> bool:
+        """Whether all results agree with each other."""
+        return not self.wrong and self.spread <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run: its results and the facts needed to read them. Rates are FLOP/s and bytes/s of all threads."""
+
+    results: list[Result]
+    backends: list[str]
+    threads: int
+    cpu: str
+    peak: float
+    bandwidth: float
+    cache_bandwidth: float
+    seconds: float
+    date: str
+    versions: dict[str, str]
+
+    @property
+    def verified(self) -> bool:
+        """Whether every item's results agree."""
+        return all(result.verified for result in self.results)
+
+    @property
+    def measured(self) -> list[Result]:
+        """The results that have at least one timing."""
+        return [result for result in self.results if result.timings]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Geometric mean, nan of nothing."""
+    values = list(values)
+    return statistics.geometric_mean(values) if values else float("nan")
+
+
+def check_backends(names: list[str] | None) -> list[str]:
+    """The names as given, or all backends for none; an unknown name raises ValueError with the valid ones."""
+    valid = list(fc.backends())
+    if unknown := [name for name in names or [] if name not in valid]:
+        raise ValueError(f"there is no backend {unknown[0]!r}; valid names are {', '.join(valid)}")
+    return list(dict.fromkeys(names)) if names else valid
+
+
+def run(items: list[Item], backends: list[str], advance: Callable[[Item], None], seconds: float = SUITE_SECONDS) -> Report:
+    """Measure items one after the other within about `seconds`, which also pay for what is compiled on the way.
+
+    Parameters
+    ----------
+    items : list of Item
+        What to convolve.
+    backends : list of str
+        Names out of `fastconv.backends()`.
+    advance : callable
+        Called with each item before it is measured.
+    seconds : float
+        Time for everything; every item gets an equal share of what is left, within `ITEM_SECONDS`.
+
+    Returns
+    -------
+    Report
+        One result per item, in order.
+    """
+    start = time.perf_counter()
+    machine = dispatcher.machine()
+    threads = fc.get_num_threads()
+    peak = machine.flops32 * threads
+    results = []
+    for index, item in enumerate(items):
+        advance(item)
+        left = seconds - (time.perf_counter() - start)
+        budget = min(max(left / (len(items) - index), ITEM_SECONDS[0]), ITEM_SECONDS[1])
+        results.append(measure(item, backends, budget, peak))
+    return Report(
+        results=results, backends=backends, threads=threads, cpu=machine.cpu, peak=peak, bandwidth=machine.bandwidth * threads,
+        cache_bandwidth=machine.cache_bandwidth * threads, seconds=time.perf_counter() - start,
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), versions=versions())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the figures depend on."""
+    packages = ("fastconv", "numba", "numpy", "scipy")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # fastconv itself, run from its source tree
+        return getattr(fc, "__version__", "not installed")
+
+
+def measure(item: Item, backends: list[str], budget: float, peak: float) -> Result:
+    """Build, check and time every backend that accepts an item; the first, untimed call compiles what is missing."""
+    x, w, bias = item.arrays()
+    reference = baseline(item, x, w, bias)
+    expected = reference()
+    make_plan = getattr(fc, f"plan_conv{item.ndim}d")
+    calls: dict[str, Call] = {}
+    outputs: dict[str, np.ndarray] = {}
+    refusals: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    for name in backends:
+        try:
+            plan = make_plan(w, bias, input_shape=item.input_shape, backend=name, **item.options)
+            outputs[name] = plan(x)
+            calls[name] = partial(plan, x)
+        except fc.BackendError as error:
+            refusals[name] = str(error)
+        except Exception as error:  # a broken backend is a finding of the verification, not the end of the run
+            failures[name] = f"{type(error).__name__}: {error}"
+    shares = median_seconds(calls, budget * (1 - BASELINE_SHARE))
+    explained = fc.explain(item.input_shape, item.weight_shape, **item.options)
+    return Result(
+        item=item, flops=explained.problem.flops, bytes=explained.problem.bytes, refusals=refusals, failures=failures,
+        timings={name: Timing(*shares[name], error=difference(outputs[name], expected)) for name in calls},
+        baseline=Timing(*median_seconds({"": reference}, budget * BASELINE_SHARE)[""], error=0.0),
+        chosen=explained.chosen, spread=spread([expected, *outputs.values()]), peak=peak)
+
+
+def median_seconds(calls: dict[str, Call], budget: float) -> dict[str, tuple[float, int]]:
+    """Median seconds and number of calls, of functions that take turns so that a slow moment of the machine hits all.
+
+    Within a turn the calls of one function follow each other, as they do in use: its data stays in cache. A function
+    that has used up its share of the budget sits out the remaining turns.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    share = budget / max(len(calls), 1)
+    for turn in range(1, TURNS + 1):
+        for name, call in calls.items():
+            spent = sum(times[name])
+            while spent < share * turn / TURNS or not times[name]:
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+                spent += times[name][-1]
+    return {name: (statistics.median(values), len(values)) for name, values in times.items()}
+
+
+def difference(result: np.ndarray, expected: np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute expected value; infinite where the shapes differ."""
+    if result.shape != expected.shape:
+        return float("inf")
+    scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+    return float(np.abs(result - expected).max(initial=0.0)) / scale
+
+
+def spread(outputs: list[np.ndarray]) -> float:
+    """Largest difference between any two results, as `difference` measures it."""
+    if any(output.shape != outputs[0].shape for output in outputs):
+        return float("inf")
+    low, high = outputs[0].copy(), outputs[0].copy()
+    for output in outputs[1:]:
+        np.minimum(low, output, out=low)
+        np.maximum(high, output, out=high)
+    scale = float(np.abs(outputs[0]).max(initial=0.0)) or 1.0
+    return float((high - low).max(initial=0.0)) / scale

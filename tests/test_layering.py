@@ -1,0 +1,166 @@
+"""The architecture: imports go downwards only, only `backends/` knows numba, and importing the package is light."""
+
+import ast
+import pathlib
+
+import pytest
+from helpers import python
+
+import fastconv
+from fastconv import backends
+
+PACKAGE = pathlib.Path(fastconv.__file__).parent
+
+# What a module may import of the package; a name stands for the module and all below it. Keys are tried from the longest.
+ALLOWED = {
+    "problem": (),
+    "_modes": (),
+    "backends._jit": (),
+    "backends._simd": ("backends._jit",),
+    "backends._": ("problem", "backends._"),
+    "backends.c": ("problem", "backends._"),
+    "backends": ("problem", "backends._jit"),
+    "dispatcher": ("problem", "backends"),
+    "conv": ("problem", "dispatcher"),
+    "pool": ("problem", "dispatcher", "backends"),
+}
+ABOVE = ("conv", "pool", "problem", "dispatcher", "backends", "_modes", "linalg", "imaging", "wisdom")
+ABOVE_ALLOWED = {"nn": ABOVE, "signal": ABOVE, "ndimage": ABOVE, "linalg": ABOVE, "dask": ABOVE}
+TOP = ("__init__", "__main__", "cli", "bench", "imaging")  # these may import everything
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path):
+    """`backends/cpu_fft.py` as "backends.cpu_fft"; a folder's `__init__` as the folder."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imports(path):
+    """(absolute name of the imported module or object, line) of every import statement, inside functions too."""
+    package = ["fastconv", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{prefix}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def allowed_for(module):
+    """The names the module may import, or None for the modules on top."""
+    table = ALLOWED | ABOVE_ALLOWED
+    for key in sorted(table, key=len, reverse=True):
+        if module == key or module.startswith(key + ".") or (key[-1] in "_c" and "." in key and module.startswith(key)):
+            return table[key]
+    assert module.split(".")[0] in TOP, f"{module} is in no layer: give it one in {__file__}"
+    return None
+
+
+def own(name):
+    """The part of an absolute name within the package, as far as it is a module; None for others."""
+    parts = name.split(".")
+    if parts[0] != "fastconv":
+        return None
+    while parts and not ((PACKAGE / "/".join(parts[1:])).is_dir() or (PACKAGE / ("/".join(parts[1:]) + ".py")).is_file()):
+        parts.pop()
+    return ".".join(parts[1:])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=dotted)
+def test_imports_go_downwards(path):
+    """Each module imports only of the layers below its own."""
+    module = dotted(path)
+    allowed = allowed_for(module)
+    for name, line in imports(path):
+        target = own(name)
+        if target is None or allowed is None:
+            continue
+        fits = any(target == a or target.startswith(a + ".") or (a.endswith("_") and target.startswith(a)) for a in allowed)
+        assert fits or target == module, (
+            f"{path}:{line}: {module} imports {target or 'fastconv'}; it may import {', '.join(allowed) or 'nothing of it'}"
+        )
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if not dotted(p).startswith("backends")], ids=dotted)
+def test_only_backends_import_numba(path):
+    """Kernels and everything of numba live in `backends/`."""
+    assert not [line for name, line in imports(path) if name.split(".")[0] in ("numba", "llvmlite")]
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if dotted(p).startswith("backends.c")], ids=dotted)
+def test_a_backend_is_one_file(path):
+    """Its name is its module's, and it is in the registry without being listed anywhere."""
+    device, _, name = path.stem.partition("_")
+    if device != "cpu":
+        pytest.skip("needs that device")
+    assert name in fastconv.backends("cpu")
+    mentions = [dotted(p) for p in SOURCES if any(n.split(".")[-1] == path.stem or f".{path.stem}." in n for n, _ in imports(p))]
+    assert not mentions, f"{mentions} import {path.stem} by name"
+
+
+def test_backend_records():
+    """The record of each backend holds three functions and nothing inherits."""
+    for name, backend in backends.load("cpu").items():
+        assert callable(backend.refuses) and callable(backend.seconds) and callable(backend.build), name
+        assert isinstance(backend, backends.Backend)
+
+
+def test_import_is_light():
+    """`import fastconv` starts no GPU and pulls in no optional or slow library."""
+    heavy = ("scipy.signal", "scipy.ndimage", "torch", "rich", "matplotlib", "numba.cuda", "PIL", "dask", "hypothesis", "pytest")
+    source = f"import sys, fastconv; print([name for name in {heavy!r} if name in sys.modules])"
+    assert python(source).strip() == "[]"
+
+
+def test_import_compiles_nothing():
+    """Kernels are compiled by the first call that needs them; no threads are started before."""
+    source = """
+import threading
+from numba.core import event
+with event.install_recorder("numba:compile") as recorder:
+    import fastconv
+print(len(recorder.buffer), threading.active_count())
+"""
+    assert python(source).split() == ["0", "1"]
+
+
+def test_public_names():
+    """What `__all__` names exists, each function with a docstring."""
+    for name in fastconv.__all__:
+        value = getattr(fastconv, name)
+        assert value.__doc__ or not callable(value), f"{name} has no docstring"
+
+
+def test_design_names_are_there():
+    """The interface of the issue, by name."""
+    per_rank = (
+        "conv{}d",
+        "conv{}d_grad_input",
+        "conv{}d_grad_weight",
+        "conv{}d_backward",
+        "conv_transpose{}d",
+        "conv_transpose{}d_backward",
+        "plan_conv{}d",
+    )
+    names = [name.format(n) for name in per_rank for n in (1, 2, 3)]
+    names += [
+        "depthwise_conv2d",
+        "separable_conv2d",
+        "backends",
+        "use_backend",
+        "explain",
+        "tune",
+        "warmup",
+        "wisdom",
+        "set_num_threads",
+        "get_num_threads",
+        "show_config",
+        "BackendError",
+        "BackendFallbackWarning",
+    ]
+    missing = [name for name in names if not hasattr(fastconv, name) or name not in fastconv.__all__]
+    assert not missing
+    assert issubclass(fastconv.BackendError, ValueError)
+    assert issubclass(fastconv.BackendFallbackWarning, UserWarning)

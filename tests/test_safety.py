@@ -1,0 +1,294 @@
+"""Threads, forks, caches and limits: each in a fresh interpreter, as users meet them."""
+
+import os
+
+import pytest
+from helpers import python
+
+LAYERS = ("tbb", "omp", "workqueue")
+START = """
+import os, sys, threading, warnings
+import numpy as np
+import fastconv as fc
+from fastconv.backends import _jit
+
+def layer_or_leave(wanted):
+    try:
+        found = _jit.threading_layer()
+    except ValueError:  # Numba's error where the layer's library is not installed
+        print("no such layer"); sys.exit(0)
+    assert found == wanted, found
+
+def make(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-4, 5, (1, 16, 40, 40 + seed)).astype(np.float32)
+    w = rng.integers(-4, 5, (32, 16, 3, 3)).astype(np.float32)
+    return x, w
+
+def run(data, backend=None):
+    return np.rint(fc.conv2d(*data, padding=1, backend=backend))
+"""
+
+CONCURRENT = (
+    START
+    + """
+layer_or_leave(os.environ["NUMBA_THREADING_LAYER"])
+fc.set_num_threads(2)
+inputs = [make(seed) for seed in range(4)]
+expected = [run(data, "direct") for data in inputs]
+backends = [None, *fc.backends()]
+failures = []
+
+def work(seed):
+    try:
+        for repeat in range(3):
+            for backend in backends:
+                try:
+                    y = run(inputs[seed], backend)
+                except fc.BackendError:
+                    continue
+                if not np.array_equal(y, expected[seed]):
+                    failures.append((seed, backend, repeat))
+    except BaseException as error:
+        failures.append((seed, repr(error)))
+
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failures, failures
+print("done")
+"""
+)
+
+FORKED = (
+    START
+    + """
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's about forks in a process with threads: that is the point
+layer_or_leave(os.environ["NUMBA_THREADING_LAYER"])
+fc.set_num_threads(2)
+data = make(1)
+expected = run(data)
+
+def child():
+    for backend in (None, *fc.backends()):
+        try:
+            if not np.array_equal(run(data, backend), expected): return 3
+        except fc.BackendError:
+            pass
+    return 0
+
+def fork_and_wait():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(child())
+        finally:
+            os._exit(4)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+assert fork_and_wait() == 0, "fork of the main thread"
+statuses = []
+thread = threading.Thread(target=lambda: statuses.append(fork_and_wait()))
+thread.start(); thread.join()
+assert statuses == [0], f"fork of another thread: {statuses}"
+assert np.array_equal(run(data), expected), "the parent afterwards"
+print("done")
+"""
+)
+
+
+def run_on_layer(source, layer):
+    """Run on one threading layer; skipped only where Numba does not find its library."""
+    output = python(source, NUMBA_THREADING_LAYER=layer, timeout=300).split("\n")[0]
+    if output == "no such layer":
+        pytest.skip(f"{layer} is not installed")
+    assert output == "done"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_concurrent_python_threads(layer):
+    """Four Python threads at once on every threading layer, all backends: right answers, no abort."""
+    run_on_layer(CONCURRENT, layer)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_use_after_fork(layer):
+    """A child forked after use, from the main thread and from another, computes as its parent does."""
+    run_on_layer(FORKED, layer)
+
+
+def test_multiprocessing_pool():
+    """A pool of forked workers, the usual way to meet the same hazard."""
+    source = (
+        START
+        + """
+import multiprocessing
+warnings.simplefilter("ignore", DeprecationWarning)
+data = make(0)
+expected = run(data)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert all(np.array_equal(y, expected) for y in pool.map(run, [data] * 4))
+print("done")
+"""
+    )
+    assert python(source).strip() == "done"
+
+
+def test_unwritable_cache_directory(tmp_path):
+    """One warning, then a correct result, compiled anew."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    source = """
+import warnings, numpy as np
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fastconv as fc
+    y = fc.conv1d(np.ones((1, 1, 5)), np.ones((1, 1, 3)), backend="direct")
+    fc.conv1d(np.ones((1, 1, 6)), np.ones((1, 1, 3)), backend="direct")
+    fc.explain((1, 1, 5), (1, 1, 3))
+assert y.tolist() == [[[3.0] * 3]], y
+print(len(caught), *[str(w.message) for w in caught])
+"""
+    count, *message = python(source, FASTCONV_CACHE_DIR=str(blocked / "cache")).split()
+    assert count == "1", message
+    assert "FASTCONV_CACHE_DIR" in " ".join(message)
+
+
+def test_two_processes_share_the_cache(tmp_path):
+    """What one process compiled the next loads: its first call compiles nothing."""
+    source = """
+import numpy as np
+from numba.core import event
+import fastconv as fc
+with event.install_recorder("numba:compile") as recorder:
+    fc.conv1d(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32), backend="direct")
+print(len(recorder.buffer))
+"""
+    first, second = (int(python(source, FASTCONV_CACHE_DIR=str(tmp_path / "cache"))) for _ in range(2))
+    assert first > 0
+    assert second == 0
+
+
+def test_number_of_threads_by_variable():
+    """FASTCONV_NUM_THREADS sets it; nonsense is one clear error."""
+    assert python("import fastconv as fc; print(fc.get_num_threads())", FASTCONV_NUM_THREADS="1").strip() == "1"
+    source = """
+import numpy as np, fastconv as fc
+try:
+    fc.conv1d(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
+except ValueError as error:
+    print(error)
+"""
+    assert "FASTCONV_NUM_THREADS" in python(source, FASTCONV_NUM_THREADS="many")
+
+
+def test_cgroup_quota(tmp_path):
+    """A container's quota caps the number of threads, in both versions of the files."""
+    from fastconv.backends import _jit
+
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _jit._cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _jit._cgroup_quota(tmp_path) == float("inf")
+    old = tmp_path / "old" / "cpu"
+    old.mkdir(parents=True)
+    (old / "cpu.cfs_quota_us").write_text("200000\n")
+    (old / "cpu.cfs_period_us").write_text("100000\n")
+    assert _jit._cgroup_quota(tmp_path / "old") == 2.0
+
+
+def test_cache_key_covers_every_source_file():
+    """The digest changes with any file of `backends/`, helpers included."""
+    source = """
+import pathlib, shutil, sys, tempfile
+import fastconv
+copy = pathlib.Path(tempfile.mkdtemp()) / "fastconv"
+shutil.copytree(pathlib.Path(fastconv.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+from fastconv.backends import _jit
+digests = {_jit.source_digest()}
+real = _jit.__file__
+_jit.__file__ = str(copy / "backends" / "_jit.py")
+for path in sorted((copy / "backends").glob("*.py")):
+    path.write_text(path.read_text() + "\\n# changed\\n")
+    _jit.source_digest.cache_clear()
+    digests.add(_jit.source_digest())
+print(len(digests) - 1 == len(list((copy / "backends").glob("*.py"))))
+"""
+    assert python(source).strip() == "True"
+
+
+NEW_SHAPES = (
+    START
+    + """
+from numba.core import event
+
+WARM = [((1, 16, 24, 24), (32, 16, 3, 3), {}), ((2, 3, 20, 21), (8, 3, 3, 3), {"padding": 1}), ((1, 64, 9, 9), (64, 64, 3, 3), {"padding": 1}),
+        ((1, 8, 30, 31), (8, 8, 3, 3), {"stride": 2})]
+NEW = [((1, 20, 33, 29), (40, 20, 3, 3), {}), ((3, 5, 17, 40), (11, 5, 3, 3), {"padding": 1}), ((1, 48, 12, 10), (96, 48, 3, 3), {"padding": 1}),
+       ((1, 9, 41, 22), (10, 9, 3, 3), {"stride": 2}), ((2, 33, 16, 16), (17, 33, 3, 3), {"padding": ((1, 2), (0, 1))})]
+
+def passes(shapes, backend):
+    for x_shape, w_shape, options in shapes:
+        x, w = np.ones(x_shape, np.float32), np.ones(w_shape, np.float32)
+        try:
+            y = fc.conv2d(x, w, backend=backend, **options)
+            fc.conv2d_grad_input(y, w, x.shape, backend=backend, **options)
+            fc.conv2d_grad_weight(y, x, w.shape, backend=backend, **options)
+        except fc.BackendError:
+            pass
+
+for backend in (*fc.backends(), None):
+    passes(WARM, backend)
+with event.install_recorder("numba:compile") as recorder:
+    for backend in (*fc.backends(), None):
+        passes(NEW, backend)
+names = sorted({str(record.data.get("dispatcher", record.data)) for _, record in recorder.buffer})
+assert not names, names
+print("done")
+"""
+)
+
+
+def test_new_shapes_of_a_warm_family_compile_nothing():
+    """Sizes, strides and pads are run-time arguments: 3x3 layers of other shapes need no new kernel on any backend, in any pass."""
+    assert python(NEW_SHAPES).strip() == "done"
+
+
+def test_new_shapes_add_no_signatures():
+    """The same counted another way: the kernels' compiled signatures, those loaded from the cache included."""
+    source = NEW_SHAPES.replace(
+        "with event.install_recorder",
+        """
+from fastconv import backends as registry
+modules = [module for name, module in sys.modules.items() if name.startswith("fastconv.backends")]
+def count():
+    return {name: len(kernel.signatures) for name, kernel in _jit.compiled_kernels(modules).items()}
+before = count()
+assert sum(before.values()) > 0
+with event.install_recorder""",
+    ).replace('print("done")', 'assert count() == before\nprint("done")')
+    assert "before" in source and "count() == before" in source
+    assert python(source).strip() == "done"
+
+
+def test_many_shapes_do_not_grow_memory():
+    """Scratch is bounded: 300 shapes later the process has not grown by as many buffers."""
+    pytest.importorskip("resource")
+    source = (
+        START
+        + """
+import resource
+fc.set_num_threads(1)
+def shapes(start):
+    for size in range(start, start + 150):
+        fc.conv2d(np.ones((1, 8, 40, size), np.float32), np.ones((8, 8, 3, 3), np.float32))
+shapes(40)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shapes(41)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert grown < 40_000, f"{grown} KiB"
+print("done")
+"""
+    )
+    assert python(source).strip() == "done"
