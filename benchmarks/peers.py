@@ -206,7 +206,10 @@ def _table(items: list[Item], pipes: dict[str, Connection], turns: int) -> int:
             ratios.append(min(peers) / best["fastconv"])
             text += f"   {ratios[-1]:.2f}x"
         print(f"{item.suite + ' ' + item.name:34s}{text}", flush=True)
-    print(f"geometric mean of (fastest peer / fastconv) over {len(ratios)} items: {geometric_mean(ratios):.2f}x")
+    if ratios:
+        print(f"geometric mean of (fastest peer / fastconv) over {len(ratios)} items: {geometric_mean(ratios):.2f}x")
+    else:
+        print("none of the installed libraries can do these items: install torch, or onnxruntime and onnx")
     for line in problems:
         print(line)
     return 1 if problems else 0

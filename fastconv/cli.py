@@ -177,7 +177,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
     plain = [len(str(name)) for name, value in facts.items() if not _is_nested(value)]
     width = max(plain, default=0)
     for name, value in facts.items():
-        title = str(name).replace("_", " ")
+        title = str(name) if indent else str(name).replace("_", " ")  # below the top they are names of kernels and packages
         if not _is_nested(value):
             yield f"{indent}{title:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}"
             continue

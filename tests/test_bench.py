@@ -4,6 +4,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_median_seconds_takes_turns_and_keeps_to_the_budget():
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = measure.median_seconds(calls, 0.003)
     assert all(count >= 1 and seconds >= 0 for seconds, count in times.values())
-    changes = sum(first != second for first, second in zip(order, order[1:], strict=False))
+    changes = sum(first != second for first, second in pairwise(order))
     assert changes == 2 * measure.TURNS - 1
 
 

@@ -65,7 +65,7 @@ def test_order_of_choices(monkeypatch):
 
 
 def test_auto_is_a_name_too(monkeypatch):
-    """ "auto" undoes an outer choice."""
+    """An outer choice is undone by "auto"."""
     auto = chosen()
     monkeypatch.setenv("FASTCONV_BACKEND", "direct")
     assert chosen(backend="auto") == auto
@@ -213,7 +213,7 @@ def test_explain_allocates_no_operands():
 def test_strict_accuracy_refuses_winograd():
     """Only methods with a plain sum's error are candidates."""
     candidates = fc.explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1, accuracy="strict").candidates
-    assert [c for c in candidates if c.name == "direct"][0].refusal is None
+    assert next(c for c in candidates if c.name == "direct").refusal is None
     assert all(c.refusal for c in candidates if c.name == "winograd")
 
 

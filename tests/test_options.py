@@ -341,7 +341,7 @@ def test_transposed_of_other_ranks(ndim, options):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("padding", ["same", "same_lower"])
 def test_transposed_same_has_size_times_stride_points(padding, stride, kernel):
-    """ "same" is the transpose of the "same" convolution of an input of size * stride, kernels shorter than the stride included."""
+    """The transpose of the "same" convolution of size * stride points, kernels shorter than the stride included."""
     x, w = normal((1, 2, 7), (2, 3, kernel))
     y = fc.conv_transpose1d(x, w, stride=stride, padding=padding)
     assert y.shape == (1, 3, 7 * stride)

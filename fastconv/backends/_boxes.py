@@ -236,6 +236,20 @@ def pack_row(target, source, columns, first, last, low, in_w, step, zero):
 
 
 @outlined
+def pack_line(target, source, columns, first, last, stride, low, in_w, step, inside, zero):
+    """Every stride-th padded position of [first, last) of one row, or of a row of zeros where it is not `inside`."""
+    if not inside:
+        fill_run(target, -(-(last - first) // stride), zero)
+    elif stride == 1:
+        pack_row(target, source, columns, first, last, low, in_w, step, zero)
+    else:
+        i = 0
+        for p in range(first, last, stride):
+            put(target, i, zero if columns[p] < 0 else get(source, columns[p] * step))
+            i += 1
+
+
+@outlined
 def pack_pixels(target, pitch, source, columns, first, last, low, in_w, pixel, channels, zero):
     """The same for a channels-last row: `channels` of each pixel, whose pitch is `pixel` in the image, `pitch` in the box."""
     left = min(max(first, low), last)

@@ -59,8 +59,10 @@ class Epilogue(NamedTuple):
 def epilogue_of(problem: Problem) -> Epilogue:
     """The epilogue of a problem whose activation is none or a rectifier, its scalars in the problem's dtype."""
     slope, ceiling = RECTIFIERS[problem.activation]
-    scalar = np.dtype(problem.dtype).type
-    return Epilogue(problem.activation is not None, scalar(slope), scalar(ceiling))
+    dtype = np.dtype(problem.dtype)
+    if dtype.kind == "i":
+        slope, ceiling = int(slope), min(ceiling, np.iinfo(dtype).max)
+    return Epilogue(problem.activation is not None, dtype.type(slope), dtype.type(ceiling))
 
 
 def make_tile(rows: int, columns: int):

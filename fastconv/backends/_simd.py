@@ -35,6 +35,10 @@ VECTOR_REGISTERS = 32 if "avx512f" in _FEATURES or _TRIPLE.startswith(("aarch64"
 TILE_ROWS = 14 if VECTOR_REGISTERS == 32 else 6
 TILE_HALF_ROWS = TILE_ROWS // 2
 TILE_COLUMNS = 2
+# The same for tiles whose lanes are pixels: several output channels at once, or one with more pixels.
+LANES_TILE_ROWS, LANES_TILE_COLUMNS = (4, 6) if VECTOR_REGISTERS == 32 else (4, 2)
+LANES_TILE_SINGLE = 8 if VECTOR_REGISTERS == 32 else 6
+DOT_TILE = 6  # taps of a weight gradient at once
 
 MOST_THREADS = 1024  # of one region
 
@@ -50,9 +54,9 @@ def lane_count(dtype: Any) -> int:
 
 
 class VectorType(types.Type):
-    """`lanes` elements of a float type, in one register."""
+    """`lanes` elements of a float or signed integer type, in one register."""
 
-    def __init__(self, dtype: types.Float):
+    def __init__(self, dtype: types.Number):
         self.dtype = dtype
         self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
         super().__init__(name=f"Vector[{dtype} x {self.lanes}]")
@@ -65,7 +69,19 @@ class VectorType(types.Type):
     @property
     def element(self) -> ir.Type:
         """The LLVM type of a lane."""
-        return ir.FloatType() if self.dtype == types.float32 else ir.DoubleType()
+        if self.is_float:
+            return ir.FloatType() if self.dtype == types.float32 else ir.DoubleType()
+        return ir.IntType(self.dtype.bitwidth)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether lanes are floating-point numbers."""
+        return isinstance(self.dtype, types.Float)
+
+    @property
+    def suffix(self) -> str:
+        """Its name in LLVM's overloaded intrinsics."""
+        return f"v{self.lanes}{'f' if self.is_float else 'i'}{self.dtype.bitwidth}"
 
 
 @register_model(VectorType)
@@ -106,16 +122,18 @@ def _splat(builder, value, lanes):
 
 
 def _zero(vector):
-    return ir.Constant(vector.ir, [0.0] * vector.lanes)
+    return ir.Constant(vector.ir, [vector.element(0)] * vector.lanes)
 
 
 def _call(builder, vector, name, result, arguments, overloads=""):
-    suffix = f"v{vector.lanes}f{vector.dtype.bitwidth}{overloads}"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in arguments]), f"llvm.{name}.{suffix}")
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{vector.suffix}{overloads}")
     return builder.call(function, arguments)
 
 
 def _fma(builder, vector, a, b, c):
+    if not vector.is_float:
+        return builder.add(builder.mul(a, b), c)
     return _call(builder, vector, "fmuladd", vector.ir, [a, b, c])
 
 
@@ -147,6 +165,17 @@ def _load_masked(builder, vector, mask, pointer, offset=None):
 def _store_masked(builder, vector, value, mask, pointer, offset=None):
     address = _vector_pointer(builder, vector, pointer, offset)
     _call(builder, vector, "masked.store", ir.VoidType(), [value, address, _I32(vector.dtype.bitwidth // 8), mask], ".p0")
+
+
+def _sum_of_lanes(builder, vector, value):
+    """The lanes added pairwise."""
+    add = builder.fadd if vector.is_float else builder.add
+    width = vector.lanes
+    while width > 1:
+        width //= 2
+        halves = [ir.Constant(ir.VectorType(_I32, width), list(range(at, at + width))) for at in (0, width)]
+        value = add(*(builder.shuffle_vector(value, value, half) for half in halves))
+    return builder.extract_element(value, _I32(0))
 
 
 def _transpose(builder, rows):
@@ -294,40 +323,30 @@ def rectify(typingctx, value, slope, ceiling):
 
     def codegen(context, builder, signature, args):
         value, slope, ceiling = args
-        below = builder.fmul(value, _splat(builder, slope, vector.lanes))
-        below = builder.select(builder.fcmp_ordered("==", slope, vector.element(0.0)), _zero(vector), below)
-        value = builder.select(builder.fcmp_ordered("<", value, _zero(vector)), below, value)
+        multiply, compare = (builder.fmul, builder.fcmp_ordered) if vector.is_float else (builder.mul, builder.icmp_signed)
+        below = multiply(value, _splat(builder, slope, vector.lanes))
+        below = builder.select(compare("==", slope, vector.element(0)), _zero(vector), below)
+        value = builder.select(compare("<", value, _zero(vector)), below, value)
         top = _splat(builder, ceiling, vector.lanes)
-        return builder.select(builder.fcmp_ordered(">", value, top), top, value)
+        return builder.select(compare(">", value, top), top, value)
 
     return value(value, value.dtype, value.dtype), codegen
 
 
-@intrinsic
-def total(typingctx, value):
-    """The sum of the lanes, added pairwise."""
-
-    def codegen(context, builder, signature, args):
-        parts = args[0]
-        width = value.lanes
-        while width > 1:
-            width //= 2
-            halves = [builder.shuffle_vector(parts, parts, ir.Constant(ir.VectorType(_I32, width), list(range(at, at + width)))) for at in (0, width)]
-            parts = builder.fadd(*halves)
-        return builder.extract_element(parts, _I32(0))
-
-    return value.dtype(value), codegen
-
-
-def _binary(method: str):
+def _binary(method: str, integer_method: str):
     @intrinsic
     def operation(typingctx, a, b):
-        return a(a, b), lambda context, builder, signature, args: getattr(builder, method)(*args, flags=("contract",))
+        def codegen(context, builder, signature, args):
+            if a.is_float:
+                return getattr(builder, method)(*args, flags=("contract",))
+            return getattr(builder, integer_method)(*args)
+
+        return a(a, b), codegen
 
     return operation
 
 
-_add, _subtract, _multiply = _binary("fadd"), _binary("fsub"), _binary("fmul")
+_add, _subtract, _multiply = _binary("fadd", "add"), _binary("fsub", "sub"), _binary("fmul", "mul")
 
 
 def _overload_operator(symbol, function):
@@ -438,29 +457,58 @@ def tile_lanes(typingctx, tile, x, offsets, w, rows):
         new = []
         for r in range(height):
             left = _splat(builder, builder.load(builder.gep(args[3], [_I64(r)])), vector.lanes)
-            new += [_fma(builder, vector, left, columns[c], values[r * width + c]) for c in range(width)]
+            new += _in_order(builder, [_fma(builder, vector, left, columns[c], values[r * width + c]) for c in range(width)])
         return context.make_tuple(builder, tile, new)
 
     return tile(tile, x, offsets, w, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
-def tile_dot(typingctx, tile, x, offsets, g, count, rows):
-    """tile[r] += g[0:] * x[offsets[r]:] in the first `count` lanes: the step of the direct weight gradient."""
-    vector, height, _ = _grid(tile, rows)
+def tile_dot(typingctx, tile, x, offsets, g):
+    """tile[r] += g[0:] * x[offsets[r]:]: the step of the direct weight gradient, one row a tap."""
+    vector = tile.dtype
 
     def codegen(context, builder, signature, args):
-        values = cgutils.unpack_tuple(builder, args[0])
+        right = _load(builder, vector, args[3])
+        new = []
+        for r, value in enumerate(cgutils.unpack_tuple(builder, args[0])):
+            offset = builder.sext(builder.load(builder.gep(args[2], [_I64(r)])), _I64)
+            new.append(_fma(builder, vector, _load(builder, vector, args[1], offset), right, value))
+        return context.make_tuple(builder, tile, new)
+
+    return tile(tile, x, offsets, g), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot_first(typingctx, tile, x, offsets, g, count):
+    """The same with the first `count` lanes only."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
         mask = _first_lanes(builder, args[4], vector.lanes)
         right = _load_masked(builder, vector, mask, args[3])
         new = []
-        for r in range(height):
+        for r, value in enumerate(cgutils.unpack_tuple(builder, args[0])):
             offset = builder.sext(builder.load(builder.gep(args[2], [_I64(r)])), _I64)
-            left = _load_masked(builder, vector, mask, args[1], offset)
-            new.append(_fma(builder, vector, left, right, values[r]))
+            new.append(_fma(builder, vector, _load_masked(builder, vector, mask, args[1], offset), right, value))
         return context.make_tuple(builder, tile, new)
 
-    return tile(tile, x, offsets, g, types.intp, rows), codegen
+    return tile(tile, x, offsets, g, types.intp), codegen
+
+
+@intrinsic
+def tile_totals(typingctx, tile, target):
+    """target[r] += the sum of row r's lanes, for a tile of one column."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        add = builder.fadd if vector.is_float else builder.add
+        for r, value in enumerate(cgutils.unpack_tuple(builder, args[0])):
+            address = builder.gep(args[1], [_I64(r)])
+            builder.store(add(builder.load(address), _sum_of_lanes(builder, vector, value)), address)
+        return context.get_dummy_value()
+
+    return types.void(tile, target), codegen
 
 
 @intrinsic

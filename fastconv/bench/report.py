@@ -33,7 +33,7 @@ def progress(total: int) -> Iterator[Callable[[Item], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
         task = bar.add_task("", total=total)
         started = 0
 
@@ -108,23 +108,36 @@ def print_report(report: Report) -> None:
 
 def _print_rich(report: Report) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    endless = Console(width=10_000)  # measures what a table would like, where the terminal's own would cut it short
+    table = _rich_table(report, narrow=False)
+    if endless.measure(table).maximum > console.width:
+        table = _rich_table(report, narrow=True)
+    # What is still too wide breaks at the terminal's edge: rich would cut off figures instead.
+    console.width = max(console.width, endless.measure(table).maximum)
+    console.print(table)
+
+
+def _rich_table(report: Report, narrow: bool) -> Any:
+    """The table for rich; a narrow one has the shapes below the names instead of beside them."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for index, heading in enumerate(headings(report.backends)):
-        table.add_column(heading, justify="left" if index < 2 or heading == "choice" else "right", no_wrap=index != 1)
-    for previous, result in zip([None, *report.results], report.results, strict=False):
-        if previous and previous.item.suite != result.item.suite:
-            table.add_section()
+        if index != 1 or not narrow:
+            table.add_column(heading, justify="left" if index < 2 or heading == "choice" else "right", no_wrap=True)
+    for result in report.results:
         row = cells(result, report.backends)
         for index, name in enumerate(report.backends, start=2):
             if name in result.wrong:
                 row[index] = f"[bold red]{row[index]}[/]"
             elif name == result.fastest:
                 row[index] = f"[bold green]{row[index]}[/]"
+        if narrow:
+            row[:2] = [f"{row[0]}\n[dim]{row[1]}[/]"]
         table.add_row(*row)
-    console.print(table)
+    return table
 
 
 def _print_plain(report: Report) -> None:
