@@ -1,0 +1,77 @@
+"""fastconv: the fastest convolution for NumPy arrays that this machine can do.
+
+    import fastconv as fc
+    y = fc.conv2d(x, w, padding=1)          # any shape, stride, dilation, groups, border, dtype
+    print(fc.explain(x.shape, w.shape, padding=1))
+"""
+
+from . import wisdom
+from ._version import __version__
+from .backends import BackendError
+from .config import get_num_threads, set_num_threads, show_config, warmup
+from .conv import (
+    Convolution,
+    conv1d,
+    conv1d_backward,
+    conv1d_grad_input,
+    conv1d_grad_weight,
+    conv2d,
+    conv2d_backward,
+    conv2d_grad_input,
+    conv2d_grad_weight,
+    conv3d,
+    conv3d_backward,
+    conv3d_grad_input,
+    conv3d_grad_weight,
+    conv_transpose1d,
+    conv_transpose1d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+    conv_transpose3d,
+    conv_transpose3d_backward,
+    depthwise_conv2d,
+    plan_conv1d,
+    plan_conv2d,
+    plan_conv3d,
+    separable_conv2d,
+)
+from .dispatcher import BackendFallbackWarning, backends, explain, tune, use_backend
+
+__all__ = [
+    "BackendError",
+    "BackendFallbackWarning",
+    "Convolution",
+    "__version__",
+    "backends",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_grad_input",
+    "conv1d_grad_weight",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_grad_input",
+    "conv2d_grad_weight",
+    "conv3d",
+    "conv3d_backward",
+    "conv3d_grad_input",
+    "conv3d_grad_weight",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
+    "depthwise_conv2d",
+    "explain",
+    "get_num_threads",
+    "plan_conv1d",
+    "plan_conv2d",
+    "plan_conv3d",
+    "separable_conv2d",
+    "set_num_threads",
+    "show_config",
+    "tune",
+    "use_backend",
+    "warmup",
+    "wisdom",
+]

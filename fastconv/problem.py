@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ACTIVATIONS", "PADDING_MODES", "PASSES", "Options", "Phase", "Problem", "border_source"]
+__all__ = ["ACTIVATIONS", "PADDING_MODES", "PASSES", "Options", "Phase", "Problem", "border_source", "computing_dtype"]
 
 PASSES = ("forward", "grad_input", "grad_weight")
 PADDING_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
@@ -141,14 +141,28 @@ class Problem:
         for e, s, d in zip(extra, stride, dilation, strict=True):
             if e >= max(s, d):
                 raise ValueError(f"output_padding={output_padding!r} must be smaller than stride={stride} or dilation={dilation}")
-        padding = _transposed_padding(options.padding, size, kernel, stride, dilation)
-        target = tuple((n - 1) * s + d * (k - 1) + 1 - low - high + e for n, k, s, d, (low, high), e
-                       in zip(size, kernel, stride, dilation, padding, extra, strict=True))
+        named_same = isinstance(options.padding, str) and options.padding in ("same", "same_lower")
+        if named_same:  # the output has n * stride points, as in TensorFlow
+            target = tuple(n * s + e for n, s, e in zip(size, stride, extra, strict=True))
+            padding = resolve_padding(options.padding, tuple(n * s for n, s in zip(size, stride, strict=True)), kernel, stride, dilation)
+        else:
+            padding = resolve_padding(options.padding, size, kernel, stride, dilation)
+            target = tuple((n - 1) * s + d * (k - 1) + 1 - low - high + e for n, k, s, d, (low, high), e
+                           in zip(size, kernel, stride, dilation, padding, extra, strict=True))
         if min(target) < 1:
             raise ValueError(f"padding={options.padding!r} leaves no output: its size would be {target}")
-        shape = _join_shape(batch, group_channels * groups, target, layout)
-        return Problem.create("grad_input", ndim, shape, weight_shape, dtype, replace(options, padding=padding, groups=groups),
-                              bias=bias, device=device)
+        channels_out = group_channels * groups
+        lead = 3 - ndim
+        # An output padding of a stride or more asks for points that no tap reaches: the forward convolution, of which
+        # this is the adjoint, leaves them out by a negative pad at the end.
+        padding = tuple((low, (n - 1) * s + d * (k - 1) + 1 - low - t) for n, s, d, k, (low, _), t
+                        in zip(size, stride, dilation, kernel, padding, target, strict=True))
+        return Problem(
+            pass_name="grad_input", ndim=ndim, batch=batch, in_channels=channels_out, out_channels=channels, groups=groups,
+            input_size=(1,) * lead + target, kernel_size=(1,) * lead + kernel, stride=(1,) * lead + stride,
+            dilation=(1,) * lead + dilation, padding=((0, 0),) * lead + padding, padding_mode="zeros", dtype=dtype,
+            layout=layout, bias=bias, activation=_check_activation(options.activation, dtype),
+            accuracy=_check_name("accuracy", options.accuracy, ACCURACIES), device=device)
 
     # -- shapes -----------------------------------------------------------------------------------------------------
 
@@ -272,6 +286,25 @@ class Problem:
                 input_size=self.output_size, kernel_size=tuple(part.taps for part in parts), stride=(1, 1, 1),
                 dilation=tuple(part.dilation for part in parts), padding=tuple(part.padding for part in parts))
         return Phase(tuple(part.tap_slice for part in parts), tuple(part.target for part in parts), problem)
+
+
+# -- dtypes ---------------------------------------------------------------------------------------------------------------
+
+_COMPUTED_IN = {"float16": "float32", "bool": "int32", "int8": "int32", "uint8": "int32", "int16": "int64", "uint16": "int64",
+                "int32": "int64", "uint32": "int64", "int64": "int64", "uint64": "int64"}
+DTYPES = ("float16", "float32", "float64", "complex64", "complex128", *_COMPUTED_IN)
+
+
+def computing_dtype(dtype: np.dtype) -> str:
+    """The dtype that arrays of `dtype` are computed in.
+
+    float16 computes in float32; 8-bit integers and booleans accumulate in int32, wider ones in int64, and integer
+    results have the accumulator's type.
+    """
+    name = np.dtype(dtype).name
+    if name not in DTYPES:
+        raise TypeError(f"arrays of type {dtype} cannot be convolved; supported: {', '.join(dict.fromkeys(DTYPES))}")
+    return _COMPUTED_IN.get(name, name)
 
 
 # -- borders and phases -------------------------------------------------------------------------------------------------
@@ -437,14 +470,3 @@ def resolve_padding(value: Any, size: Size, kernel: Size, stride: Size, dilation
         except (TypeError, ValueError) as error:
             raise type(error)(f"padding={value!r}: {error}") from None
     return tuple(pads)
-
-
-def _transposed_padding(value: Any, size: Size, kernel: Size, stride: Size, dilation: Size) -> Pads:
-    """Pads of the forward convolution; the named ones are resolved for the output n * stride, as TensorFlow does."""
-    if isinstance(value, str) and value in ("same", "same_lower"):
-        target = tuple(n * s for n, s in zip(size, stride, strict=True))
-        pads = resolve_padding(value, target, kernel, stride, dilation)
-        # Where the stride exceeds the kernel the forward convolution pads nothing and drops a tail: negative pads are
-        # not public, so the tail is cut by asking for less.
-        return pads
-    return resolve_padding(value, size, kernel, stride, dilation)

@@ -1,16 +1,12 @@
 """The one place for compilation: njit options, the on-disk cache, the threading layer and the number of threads.
 
-Kernels are decorated with `kernel` (an entry point, cached on disk), `parallel_kernel` (the same with `prange`) or
+Kernels are decorated with `kernel` (an entry point, cached on disk), `outlined` (a large helper, compiled on its own) or
 `inlined` (a helper that becomes part of its caller). Decorating compiles nothing; the first call does.
 
-A parallel entry point is written as
-
-    if threads == 1: work(...)                                      # no region: nothing is launched
-    else:
-        for thread in prange(threads): work(..., counter, thread)   # work takes tasks with `next_task` until none is left
-
-and called inside `parallel_region()`, which says how many threads may be used: one after a fork that the threading
-layer does not survive, and one caller at a time under Numba's workqueue layer, which aborts on concurrent regions.
+A parallel entry point calls `_simd.in_threads(work, threads, arguments)`, where `work(arguments, thread)` takes tasks with
+`_simd.next_task` until none is left. It is called inside `parallel_region()`, which says how many threads may be used: one
+after a fork that the threading layer does not survive, and one caller at a time under Numba's workqueue layer, which
+aborts on concurrent regions.
 """
 
 from __future__ import annotations
@@ -36,11 +32,12 @@ import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
 from numba.core.dispatcher import Dispatcher
 
-__all__ = ["cache_directory", "compiled_kernels", "cpu_target", "inlined", "kernel", "num_threads", "outlined", "parallel_kernel",
-           "parallel_region", "set_num_threads", "threading_layer"]
+__all__ = ["cache_directory", "compiled_kernels", "cpu_target", "inlined", "kernel", "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer"]
 
 # Contraction into fused multiply-adds only: reassociation is written out where it is wanted, and NaN and Inf must survive.
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False,
+                           "no_cfunc_wrapper": True}
+HELPER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}  # never called from Python: half the compile time
 
 
 # -- decorators -----------------------------------------------------------------------------------------------------------
@@ -48,28 +45,21 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"
 
 def kernel(function: Callable) -> Dispatcher:
     """Compile `function` as an entry point; its machine code is kept on disk."""
-    return _cached(numba.njit(**OPTIONS)(function))
-
-
-def parallel_kernel(function: Callable) -> Dispatcher:
-    """Like `kernel`, with `prange`; call it inside `parallel_region()`."""
-    return _cached(numba.njit(parallel=True, **OPTIONS)(function))
+    dispatcher = numba.njit(**OPTIONS)(function)
+    if cache_directory() is not None:
+        dispatcher._cache = _KernelCache(dispatcher.py_func)
+    dispatcher.is_entry_point = True
+    return dispatcher
 
 
 def inlined(function: Callable) -> Dispatcher:
     """Compile `function` into its callers."""
-    return numba.njit(forceinline=True, **OPTIONS)(function)
+    return numba.njit(forceinline=True, **HELPER_OPTIONS)(function)
 
 
 def outlined(function: Callable) -> Dispatcher:
     """Compile `function` on its own, for callers to call: large helpers, so that LLVM sees each of them once."""
-    return numba.njit(**OPTIONS)(function)
-
-
-def _cached(dispatcher: Dispatcher) -> Dispatcher:
-    if cache_directory() is not None:
-        dispatcher._cache = _KernelCache(dispatcher.py_func)
-    return dispatcher
+    return numba.njit(**HELPER_OPTIONS)(function)
 
 
 def compiled_kernels(modules: list[ModuleType]) -> dict[str, Dispatcher]:
@@ -77,13 +67,18 @@ def compiled_kernels(modules: list[ModuleType]) -> dict[str, Dispatcher]:
     found = {}
     for module in modules:
         for value in vars(module).values():
-            if isinstance(value, Dispatcher) and isinstance(value._cache, (_KernelCache, type(None))) or _is_entry(value):
-                found[f"{module.__name__.rpartition('.')[2]}.{value.py_func.__qualname__.replace('<locals>.', '')}"] = value
+            if isinstance(value, Dispatcher) and hasattr(value, "is_entry_point") and value.__module__ == module.__name__:
+                found[f"{module.__name__.rpartition('.')[2].removeprefix('cpu_').lstrip('_')}.{value.__name__}"] = value
     return found
 
 
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, Dispatcher) and not value.targetoptions.get("forceinline")
+def cache_state(dispatcher: Dispatcher) -> str:
+    """Whether an entry point is "in memory", "on disk" (for some dtype) or "not compiled"."""
+    if dispatcher.signatures:
+        return "in memory"
+    if isinstance(dispatcher._cache, _KernelCache) and dispatcher._cache.has_files():
+        return "on disk"
+    return "not compiled"
 
 
 @functools.cache
@@ -186,6 +181,10 @@ class _KernelCache(FunctionCache):
     def __init__(self, py_func: Callable):
         super().__init__(py_func)
         self._cache_file = _KernelFiles(self._cache_path, self._impl.filename_base)
+
+    def has_files(self) -> bool:
+        """Whether some signature was compiled before."""
+        return any(Path(self._cache_path).glob(f"{self._impl.filename_base}.*.nbc"))
 
     def flush(self) -> None:
         """Nothing to flush: files of another source digest are never read."""

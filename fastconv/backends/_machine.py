@@ -1,0 +1,89 @@
+"""The machine constants of the cost models: measured once, in about half a second, and stored in the cache directory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+
+import numpy as np
+
+from . import Machine
+from ._jit import cache_directory, cpu_target, kernel, num_threads, outlined, parallel_region, source_digest, write_atomically
+from ._simd import TILE_COLUMNS, TILE_ROWS, in_threads, lane_count, pointer, tile_outer, tile_store, tile_zeros
+
+DEPTH = 256  # steps of the sum: x and w stay in the first-level cache
+STREAM_BYTES = 64 * 1024 * 1024  # beyond a last-level cache's share of one thread
+CACHE_BYTES = 256 * 1024  # within a second-level cache, beyond the first
+
+
+@outlined
+def multiply_add(args, thread):
+    """The GEMM micro-kernel on data that stays in the first-level cache."""
+    x, offsets, w, y, width, repeats = args
+    for _ in range(repeats):
+        acc = tile_zeros(pointer(x, 0), TILE_ROWS, TILE_COLUMNS)
+        for k in range(DEPTH):
+            acc = tile_outer(acc, pointer(x, k), pointer(offsets, 0), pointer(w, k * width), TILE_ROWS)
+        tile_store(pointer(y, 0), width, acc, TILE_ROWS)
+
+
+@kernel
+def multiply_add_rate(x, offsets, w, y, width, repeats, threads):
+    """`repeats` tiles of `DEPTH` steps on each thread; with none, the cost of a region."""
+    in_threads(multiply_add, threads, (x, offsets, w, y, width, repeats))
+
+
+def best_time(run: Callable[[], object], rounds: int) -> float:
+    """The shortest of some runs, seconds."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(cpu: str) -> Machine:
+    """Measure the constants of this machine."""
+    width = TILE_COLUMNS * lane_count("float32")
+    x = np.ones(DEPTH + TILE_ROWS, np.float32)
+    w = np.ones(DEPTH * width, np.float32)
+    y = np.empty(TILE_ROWS * width, np.float32)
+    offsets = np.arange(TILE_ROWS, dtype=np.int32)
+    with parallel_region() as threads:
+        multiply_add_rate(x, offsets, w, y, width, 1, 1)
+        repeats = 200
+        seconds = best_time(lambda: multiply_add_rate(x, offsets, w, y, width, repeats, 1), 20)
+        rate = 2 * TILE_ROWS * width * DEPTH * repeats / seconds
+        alone = best_time(lambda: multiply_add_rate(x, offsets, w, y, width, 0, 1), 50)
+        together = best_time(lambda: multiply_add_rate(x, offsets, w, y, width, 0, threads), 50)
+    large, small = (np.ones(count // 2, np.uint8) for count in (STREAM_BYTES, CACHE_BYTES))
+    return Machine(
+        cpu=cpu, flops32=rate, flops64=rate / 2, bandwidth=2 * large.size / best_time(large.copy, 3),
+        cache_bandwidth=2 * small.size / best_time(functools.partial(np.copyto, small.copy(), small), 20),
+        region_seconds=max(together - alone, 1e-7))
+
+
+@functools.cache
+def machine_constants() -> Machine:
+    """The stored constants, or new ones where there are none for this CPU and these kernels."""
+    from dataclasses import replace
+
+    _, name, features = cpu_target()
+    cpu = f"{name}, {'AVX-512' if 'avx512f' in features else 'AVX2' if 'avx2' in features else 'baseline'}"
+    directory = cache_directory()
+    path = directory / f"machine-{source_digest()}.json" if directory else None
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            stored = json.loads(path.read_text())
+            if stored["cpu"] == cpu and set(stored) == {field.name for field in fields(Machine)}:
+                return replace(Machine(**stored), threads=num_threads())
+    machine = measure(cpu)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            write_atomically(path, json.dumps(asdict(machine), indent=1).encode())
+    return replace(machine, threads=num_threads())

@@ -1,0 +1,265 @@
+"""`fft` on the CPU: convolution as a product of spectra, on overlapping tiles (overlap-save), through scipy.fft.
+
+    forward       y = IFFT(FFT(tile of xpad) * conj(FFT(w))), summed over the channels of a group; a stride subsamples
+    grad_weight   gw = IFFT(FFT(xpad) * conj(FFT(gy stretched by the stride))), summed over the batch
+    grad_input    the forward convolutions of its phases (`Problem.phases`)
+
+Its cost does not depend on the kernel's size, so it wins from about 9x9 on single images. A rounding error is relative
+to the largest values of a tile, not to each output, and one NaN or Inf spoils its whole tile: `sums_directly` is False,
+so the plan computes such results again by a direct sum.
+
+Source: Oppenheim and Schafer, "Discrete-Time Signal Processing" (3rd ed.), section 8.7 (overlap-save); Mathieu, Henaff,
+LeCun, "Fast training of convolutional networks through FFTs" (2014).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from ..problem import Problem
+from . import Backend, Kernel, Machine
+from ._jit import num_threads
+from ._phases import RECTIFIERS, GradInputByPhases, phase_seconds
+
+BLOCK_BYTES = 32 * 1024 * 1024  # of tiles transformed at once: bounds scratch, and scipy.fft shares it among its workers
+TRANSFORM_EFFICIENCY = 0.03  # of the multiply-add peak, scipy.fft in float32 (benchmarks/bench_conv.py, filter_31x31)
+PRODUCT_EFFICIENCY = 0.12  # of the peak, complex products by NumPy (bench_conv.py, large_15x15)
+CALL_SECONDS = 60e-6  # of Python around a run (bench_conv.py, tiny)
+
+AXES = (-3, -2, -1)
+
+
+def fast_length(n: int) -> int:
+    """A length of at least n whose real transform is fast."""
+    if n == 1:
+        return 1
+    from scipy.fft import next_fast_len
+
+    return int(next_fast_len(n, real=True))
+
+
+def tile_lengths(outputs: tuple[int, ...], extent: tuple[int, ...]) -> tuple[int, ...]:
+    """Transform lengths per axis: the whole axis when it is short, else about four times the kernel, and at least 128
+    along the last axes, so that overlap and call overhead stay small."""
+    lengths = []
+    for n, e in zip(outputs, extent, strict=True):
+        whole = n + e - 1
+        lengths.append(1 if whole == 1 else fast_length(min(whole, max(4 * e, 256))))
+    return tuple(lengths)
+
+
+class _Spectral:
+    """Transforms over the axes that are longer than 1."""
+
+    def __init__(self, problem: Problem, lengths: tuple[int, ...]):
+        self.problem = problem
+        self.lengths = lengths
+        self.axes = tuple(axis for axis, length in zip(AXES, lengths, strict=True) if length > 1) or (-1,)
+        self.sizes = tuple(lengths[axis] for axis in self.axes)
+        self.complex = np.dtype(np.complex64 if problem.dtype == "float32" else np.complex128)
+        self.frequencies = math.prod(lengths[:2]) * (lengths[2] // 2 + 1) if self.axes[-1] == -1 else self._short_frequencies()
+
+    def _short_frequencies(self) -> int:
+        shape = list(self.lengths)
+        shape[self.axes[-1]] = shape[self.axes[-1]] // 2 + 1
+        return math.prod(shape)
+
+    def transform(self, array: np.ndarray) -> np.ndarray:
+        """Spectra over the last three axes, flattened into one."""
+        from scipy.fft import rfftn
+
+        spectra = rfftn(array, s=self.sizes, axes=self.axes, workers=num_threads())
+        return spectra.reshape(*spectra.shape[:-3], self.frequencies)
+
+    def invert(self, spectra: np.ndarray) -> np.ndarray:
+        """The real arrays of flattened spectra."""
+        from scipy.fft import irfftn
+
+        shape = list(self.lengths)
+        shape[self.axes[-1]] = self.lengths[self.axes[-1]] // 2 + 1
+        return irfftn(spectra.reshape(*spectra.shape[:-1], *shape), s=self.sizes, axes=self.axes, workers=num_threads())
+
+
+def channels_first(array: np.ndarray, problem: Problem) -> np.ndarray:
+    """A view of x, y or gy as (N, C, D, H, W)."""
+    return array.transpose(0, 4, 1, 2, 3) if problem.channels_last else array
+
+
+def weights_first(array: np.ndarray, problem: Problem) -> np.ndarray:
+    """A view of w or gw as (O, C/G, kd, kh, kw)."""
+    return array.transpose(4, 3, 0, 1, 2) if problem.channels_last else array
+
+
+def take_padded(x: np.ndarray, sources: tuple[np.ndarray, ...], starts: tuple[int, ...], lengths: tuple[int, ...]) -> np.ndarray:
+    """The padded input's window [start, start + length) on the last three axes; zeros beyond its end."""
+    for axis, source, start, length in zip(AXES, sources, starts, lengths, strict=True):
+        index = source[start:start + length]
+        if index.size and index[0] >= 0 and index[-1] - index[0] == index.size - 1 and (np.diff(index) == 1).all():
+            piece: list[slice] = [slice(None)] * x.ndim
+            piece[axis] = slice(int(index[0]), int(index[-1]) + 1)
+            x = x[tuple(piece)]
+        elif x.shape[axis] == 0:
+            x = np.zeros([index.size if at == x.ndim + axis else n for at, n in enumerate(x.shape)], x.dtype)
+        else:
+            x = x.take(np.maximum(index, 0), axis=axis)
+            outside = np.flatnonzero(index < 0)
+            if outside.size:
+                np.moveaxis(x, axis, 0)[outside] = 0
+    return x
+
+
+class Forward(_Spectral):
+    """The forward pass; `pack` makes the kernels' spectra."""
+
+    def __init__(self, problem: Problem):
+        p = problem
+        self.extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
+        self.dense = tuple((n - 1) * s + 1 for n, s in zip(p.output_size, p.stride, strict=True))
+        super().__init__(p, tile_lengths(self.dense, self.extent))
+        # A tile's first output is a multiple of the stride, so that its outputs are every stride-th one.
+        self.step = tuple(max(s, (length - e + 1) // s * s) for length, e, s in zip(self.lengths, self.extent, p.stride, strict=True))
+        self.tiles = tuple(-(-n // step) for n, step in zip(self.dense, self.step, strict=True))
+        self.sources = p.border_sources()
+        channels = max(p.in_channels, p.out_channels)
+        self.block = max(1, BLOCK_BYTES // (channels * self.frequencies * self.complex.itemsize))
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        """Conjugate spectra as (F, G, C/G, O/G), or (G, O/G, C/G, F) where a sum over channels is no matrix product."""
+        p = self.problem
+        kernels = np.zeros((p.out_channels, p.group_in, *self.extent), p.dtype)
+        kernels[(..., *(slice(None, None, d) for d in p.dilation))] = weights_first(w, p)
+        spectra = self.transform(kernels).conj().reshape(p.groups, p.group_out, p.group_in, self.frequencies)
+        return spectra if p.group_in == 1 else np.ascontiguousarray(spectra.transpose(3, 0, 2, 1))
+
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        p = self.problem
+        x, y = channels_first(x, p), channels_first(out, p)
+        places = list(itertools.product(range(p.batch), *map(range, self.tiles)))
+        for first in range(0, len(places), self.block):
+            self._run_block(x, packed, places[first:first + self.block], y)
+        finish(y, bias, p)
+
+    def _run_block(self, x: np.ndarray, packed: np.ndarray, places: list[tuple[int, ...]], y: np.ndarray) -> None:
+        p = self.problem
+        tiles = np.zeros((len(places), p.in_channels, *self.lengths), p.dtype)
+        for tile, (n, *at) in zip(tiles, places, strict=True):
+            starts = tuple(i * step for i, step in zip(at, self.step, strict=True))
+            window = take_padded(x[n], self.sources, starts, self.lengths)
+            tile[(slice(None), *map(slice, window.shape[1:]))] = window
+        sums = self.invert(self._multiply(self.transform(tiles), packed))
+        for part, (n, *at) in zip(sums, places, strict=True):
+            first = [i * step // s for i, step, s in zip(at, self.step, p.stride, strict=True)]
+            last = [min(f + step // s, size) for f, step, s, size in zip(first, self.step, p.stride, p.output_size, strict=True)]
+            taken = tuple(slice(0, (stop - start - 1) * s + 1, s) for start, stop, s in zip(first, last, p.stride, strict=True))
+            y[(n, slice(None), *map(slice, first, last))] = part[(slice(None), *taken)]
+
+    def _multiply(self, spectra: np.ndarray, packed: np.ndarray) -> np.ndarray:
+        p, tiles = self.problem, len(spectra)
+        if p.group_in == 1:
+            product = spectra.reshape(tiles, p.groups, 1, self.frequencies) * packed[:, :, 0]
+        else:
+            left = np.ascontiguousarray(spectra.reshape(tiles, p.groups, p.group_in, self.frequencies).transpose(3, 1, 0, 2))
+            product = np.ascontiguousarray(np.matmul(left, packed).transpose(2, 1, 3, 0))
+        return product.reshape(tiles, p.out_channels, self.frequencies)
+
+    @property
+    def scratch_bytes(self) -> int:
+        tiles = min(self.block, self.problem.batch * math.prod(self.tiles))
+        return 4 * tiles * max(self.problem.in_channels, self.problem.out_channels) * self.frequencies * self.complex.itemsize
+
+
+class GradWeight(_Spectral):
+    """The weight gradient; `pack` makes the spectra of gy."""
+
+    def __init__(self, problem: Problem):
+        self.dense = tuple((n - 1) * s + 1 for n, s in zip(problem.output_size, problem.stride, strict=True))
+        super().__init__(problem, tuple(fast_length(n) for n in problem.padded_size))
+        self.sources = problem.border_sources()
+
+    def pack(self, gy: np.ndarray) -> np.ndarray:
+        p = self.problem
+        stretched = np.zeros((p.batch, p.out_channels, *self.dense), p.dtype)
+        stretched[(..., *(slice(None, None, s) for s in p.stride))] = channels_first(gy, p)
+        return self.transform(stretched).conj()
+
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: None, out: np.ndarray) -> None:
+        p = self.problem
+        padded = take_padded(channels_first(x, p), self.sources, (0, 0, 0), p.padded_size)
+        spectra = self.transform(padded).reshape(p.batch, p.groups, p.group_in, self.frequencies)
+        gw = weights_first(out, p)
+        lags = tuple(slice(0, d * (k - 1) + 1, d) for d, k in zip(p.dilation, p.kernel_size, strict=True))
+        for o in range(p.out_channels):
+            product = np.einsum("nf,ncf->cf", packed[:, o], spectra[:, o // p.group_out])
+            gw[o] = self.invert(product)[(slice(None), *lags)]
+
+    @property
+    def scratch_bytes(self) -> int:
+        p = self.problem
+        return p.batch * (p.in_channels + p.out_channels) * self.frequencies * self.complex.itemsize
+
+
+def finish(y: np.ndarray, bias: np.ndarray | None, problem: Problem) -> None:
+    """Add the bias and apply a rectifier, in place; y has channels first."""
+    if bias is not None:
+        y += bias[:, None, None, None]
+    if problem.activation is not None:
+        slope, ceiling = RECTIFIERS[problem.activation]
+        scalar = np.dtype(problem.dtype).type
+        np.multiply(y, scalar(slope), out=y, where=y < 0)
+        np.minimum(y, scalar(ceiling), out=y)
+
+
+# -- the backend ----------------------------------------------------------------------------------------------------------
+
+
+def refuses(problem: Problem) -> str | None:
+    if np.dtype(problem.dtype).kind != "f":
+        return f"rounds, and {problem.dtype} results are exact"
+    if problem.accuracy == "strict":
+        return "its error is relative to the largest values nearby: accuracy='strict' asks for a plain sum's"
+    return None
+
+
+def seconds(problem: Problem, machine: Machine) -> float:
+    """Real transforms at 2.5 n log2 n operations each, and complex products at 8."""
+    p = problem
+    if p.pass_name == "grad_input":
+        return phase_seconds(p, lambda phase: seconds(phase, machine), machine.bandwidth)
+    if p.pass_name == "forward":
+        extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
+        dense = tuple((n - 1) * s + 1 for n, s in zip(p.output_size, p.stride, strict=True))
+        lengths = tile_lengths(dense, extent)
+        tiles = p.batch * math.prod(-(-n // max(1, length - e + 1)) for n, length, e in zip(dense, lengths, extent, strict=True))
+        transforms = tiles * (p.in_channels + p.out_channels)
+    else:
+        lengths, tiles = tuple(fast_length(n) for n in p.padded_size), p.batch
+        transforms = p.batch * p.in_channels + p.out_channels * p.group_in
+    points = math.prod(lengths)
+    peak = machine.flops(p.dtype)
+    transform = transforms * 2.5 * points * math.log2(max(2, points)) / (TRANSFORM_EFFICIENCY * peak * min(machine.threads, max(1, transforms)))
+    products = tiles * p.out_channels * p.group_in * points / 2
+    return CALL_SECONDS * (1 + tiles / 16) + transform + 8 * products / (PRODUCT_EFFICIENCY * peak)
+
+
+def pack_seconds(problem: Problem, machine: Machine) -> float:
+    """The transforms of the second operand."""
+    p = problem
+    if p.pass_name == "grad_weight":
+        lengths, transforms = tuple(fast_length(n) for n in p.padded_size), p.batch * p.out_channels
+    else:
+        extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
+        lengths, transforms = tile_lengths(p.output_size, extent), p.out_channels * p.group_in
+    points = math.prod(lengths)
+    return CALL_SECONDS + transforms * 2.5 * points * math.log2(max(2, points)) / (TRANSFORM_EFFICIENCY * machine.flops(p.dtype) * machine.threads)
+
+
+def build(problem: Problem) -> Kernel:
+    if problem.pass_name == "grad_input":
+        return GradInputByPhases(problem, Forward)
+    return Forward(problem) if problem.pass_name == "forward" else GradWeight(problem)
+
+
+BACKEND = Backend(refuses, seconds, build, pack_seconds, sums_directly=False)

@@ -1,0 +1,143 @@
+"""What this installation is and has: versions, processor, threads, caches; compiling kernels ahead."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ._version import __version__
+from .problem import Options, Problem
+
+__all__ = ["describe", "get_num_threads", "set_num_threads", "show_config", "warmup"]
+
+# One forward and one weight gradient per backend reach every kernel that a dtype has; both layouts share them.
+WARMUP_CASES = (((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1}), ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8}))
+
+
+def set_num_threads(count: int) -> None:
+    """Let later calls, in the whole process, use up to `count` threads.
+
+    Parameters
+    ----------
+    count : int
+        At least 1.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> fc.set_num_threads(fc.get_num_threads())
+    """
+    from .backends import _jit
+
+    _jit.set_num_threads(count)
+
+
+def get_num_threads() -> int:
+    """Threads a call may use: `set_num_threads`, else FASTCONV_NUM_THREADS, else the processors available.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> fc.get_num_threads() >= 1
+    True
+    """
+    from .backends import _jit
+
+    return _jit.num_threads()
+
+
+def kernels() -> dict[str, Any]:
+    """Every compiled entry point of the CPU backends, by name."""
+    from .backends import _activation, _gemm, _jit, _machine, load
+
+    modules: list[ModuleType] = [_activation, _gemm, _machine]
+    modules += [sys.modules[f"{__package__}.backends.cpu_{name}"] for name in load("cpu")]
+    return _jit.compiled_kernels(modules)
+
+
+def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
+    """Compile the kernels ahead, into the cache on disk.
+
+    Parameters
+    ----------
+    dtypes : sequence of dtype-like
+        float32, float64, or integers.
+
+    Returns
+    -------
+    list of (str, float)
+        What was run and the seconds it took.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> len(fc.warmup(["float32"])) > 0
+    True
+    """
+    from .backends import load
+    from .backends._activation import apply
+    from .dispatcher import machine
+
+    start = time.perf_counter()
+    machine()
+    times = [("machine constants", time.perf_counter() - start)]
+    for dtype in dtypes:
+        computed = np.dtype(dtype).name
+        for name, backend in load("cpu").items():
+            for pass_name in ("forward", "grad_weight"):
+                start = time.perf_counter()
+                for shape, weights, options in WARMUP_CASES:
+                    problem = Problem.create(pass_name, 2, shape, weights, computed, Options(**options))  # type: ignore[arg-type]
+                    if backend.refuses(problem) is None:
+                        first, second, result = (np.zeros(s, computed) for s in problem.shapes)
+                        kernel = backend.build(problem)
+                        kernel.run(first, kernel.pack(second), None, result)
+                times.append((f"{name} {pass_name} {computed}", time.perf_counter() - start))
+        if np.dtype(computed).kind == "f":
+            start = time.perf_counter()
+            apply("sigmoid", np.zeros(1, computed))
+            times.append((f"activations {computed}", time.perf_counter() - start))
+    return times
+
+
+def describe() -> dict[str, Any]:
+    """The facts that `fastconv info` prints, as plain data."""
+    from importlib.metadata import version
+
+    from .backends import _jit, _simd
+    from .dispatcher import backends, machine
+
+    triple, cpu, _ = _jit.cpu_target()
+    states = {name: _jit.cache_state(dispatcher) for name, dispatcher in kernels().items()}
+    return {
+        "fastconv": __version__, "python": platform.python_version(),
+        **{name: version(name) for name in ("numba", "llvmlite", "numpy", "scipy")},
+        "platform": triple, "cpu": cpu, "float32 lanes": _simd.lane_count("float32"),
+        "register tile": f"{_simd.TILE_ROWS} x {_simd.TILE_COLUMNS}", "threading layer": _jit.threading_layer(),
+        "threads": _jit.num_threads(), "cache directory": str(_jit.cache_directory()), "backends": backends(),
+        "machine": asdict(machine()), "kernels": sorted(states.items()),
+    }
+
+
+def show_config() -> None:
+    """Print what `fastconv info` prints.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> fc.show_config()  # doctest: +ELLIPSIS
+    fastconv...
+    """
+    for key, value in describe().items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {number:.3g}" if isinstance(number, float) else f"{name} {number}" for name, number in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(f"{item[0]} ({item[1]})" if isinstance(item, tuple) else str(item) for item in value)
+        print(f"{key:16s} {value}")

@@ -1,0 +1,445 @@
+"""Which backend computes a problem: candidates, cost model, wisdom, measuring, explanations.
+
+    problem -> lowered problem -> candidates (refused, or predicted, or measured) -> Plan
+
+A `Plan` is immutable and may be shared by threads. Plans are kept in a bounded cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import wisdom
+from .backends import Backend, BackendError, Kernel, Machine, load
+from .lowering import lower
+from .problem import Options, Problem, computing_dtype
+
+__all__ = ["BackendFallbackWarning", "Candidate", "Choice", "Explanation", "Plan", "backends", "current_choice", "explain", "machine",
+           "plan", "tune", "use_backend"]
+
+PLANS_KEPT = 1024
+
+
+class BackendFallbackWarning(UserWarning):
+    """FASTCONV_BACKEND names a backend that cannot compute a problem; another one did."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backend's standing for one problem."""
+
+    name: str
+    refusal: str | None = None
+    predicted_seconds: float | None = None  # of a run, and of packing too unless the plan is made for many runs
+    measured_seconds: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What it is ranked by."""
+        if self.refusal is not None:
+            return math.inf
+        return self.measured_seconds if self.measured_seconds is not None else self.predicted_seconds or 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which backend was asked for, and by what; `name` None leaves it to the dispatcher."""
+
+    name: str | None = None
+    source: str = "auto"
+
+
+AUTO = Choice()
+_asked: ContextVar[Choice] = ContextVar("fastconv_backend", default=AUTO)
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """A problem with the kernel that computes it, and why that one."""
+
+    problem: Problem
+    backend: str
+    kernel: Kernel
+    candidates: tuple[Candidate, ...]
+    reason: str
+
+    def pack(self, second: np.ndarray) -> Any:
+        """Prepare the pass's second operand for any number of runs."""
+        return self.kernel.pack(second)
+
+    def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
+        """Compute the problem into `out`."""
+        self.kernel.run(first, packed, bias, out)
+
+    def __repr__(self) -> str:
+        return str(Explanation(self.problem, self.backend, self.candidates, self.reason, self.kernel.scratch_bytes))
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """What was chosen for a problem and why; `print` it."""
+
+    problem: Problem
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    reason: str
+    scratch_bytes: int
+
+    def __repr__(self) -> str:
+        return "\n".join(_explanation_lines(self))
+
+
+# -- choosing -------------------------------------------------------------------------------------------------------------
+
+
+def backends(device: str = "cpu") -> list[str]:
+    """Names of the backends of a device; those of CUDA carry the prefix "cuda_".
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        The device.
+
+    Returns
+    -------
+    list of str
+        Names that `backend=`, `use_backend` and FASTCONV_BACKEND take, besides "auto".
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> {"direct", "im2col", "fft"} <= set(fc.backends())
+    True
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    return [name if device == "cpu" else f"{device}_{name}" for name in load(device)]
+
+
+def check_backend(name: Any, source: str) -> str | None:
+    """A known backend's name, or None for "auto"."""
+    if name == "auto":
+        return None
+    if not isinstance(name, str):
+        raise TypeError(f"{source} must be a string, got {name!r}")
+    if name not in load("cpu"):
+        raise ValueError(f"{source}={name!r} is no backend; valid names: auto, {', '.join(load('cpu'))}")
+    return name
+
+
+def current_choice(argument: str | None) -> Choice:
+    """The strongest wish: the argument, the innermost `use_backend`, FASTCONV_BACKEND, else none."""
+    if argument is not None:
+        return Choice(check_backend(argument, "backend"), "backend")
+    asked = _asked.get()
+    if asked is not AUTO:
+        return asked
+    name = os.environ.get("FASTCONV_BACKEND")
+    return Choice(check_backend(name, "FASTCONV_BACKEND"), "FASTCONV_BACKEND") if name else AUTO
+
+
+class use_backend(ContextDecorator):  # noqa: N801 (reads as a verb: with use_backend("fft"))
+    """Use one backend within a `with` block or a decorated function, in this thread or task.
+
+    Parameters
+    ----------
+    name : str
+        A name of `backends()`, or "auto" to leave the choice to the dispatcher again.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv as fc
+    >>> with fc.use_backend("direct"):
+    ...     y = fc.conv1d(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
+    >>> y.ravel()
+    array([3., 3., 3.])
+    """
+
+    def __init__(self, name: str):
+        self._choice = Choice(check_backend(name, "backend"), "use_backend")
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> use_backend:
+        self._tokens.append(_asked.set(self._choice))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _asked.reset(self._tokens.pop())
+
+
+def machine() -> Machine:
+    """The machine constants of the cost models, measured once and stored."""
+    from .backends._machine import machine_constants
+
+    return machine_constants()
+
+
+def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
+    """All backends for a lowered problem, the fastest first, refusals last."""
+    constants = machine()
+    measured = wisdom.store.measured(problem)
+    candidates = []
+    for name, backend in load(problem.device).items():
+        refusal = backend.refuses(problem)
+        if refusal is not None:
+            candidates.append(Candidate(name, refusal))
+            continue
+        predicted = backend.seconds(problem, constants)
+        if not prepacked:
+            predicted += backend.pack_seconds(problem, constants)
+        candidates.append(Candidate(name, None, predicted, measured.get(name)))
+    # Measured times rank among themselves; a backend that was never measured does not compete with one that was.
+    known = any(candidate.measured_seconds is not None for candidate in candidates)
+    return sorted(candidates, key=lambda c: (c.refusal is not None, known and c.measured_seconds is None, c.seconds))
+
+
+def plan(problem: Problem, choice: Choice = AUTO, *, prepacked: bool = False) -> Plan:
+    """The plan of a problem; `prepacked` if its second operand will be packed once for many runs."""
+    from .backends._jit import num_threads
+
+    return _plan(problem, choice, prepacked, num_threads(), wisdom.store.generation)
+
+
+@functools.lru_cache(maxsize=PLANS_KEPT)
+def _plan(problem: Problem, choice: Choice, prepacked: bool, threads: int, generation: int) -> Plan:
+    lowered, wrap = lower(problem)
+    candidates = rank(lowered, prepacked)
+    name, reason = _choose(candidates, choice, problem)
+    if choice.name is None and _tuning() and all(c.measured_seconds is None for c in candidates):
+        wisdom.store.update({wisdom.key_of(lowered): measure(lowered, prepacked)})
+        candidates = rank(lowered, prepacked)
+        name, reason = candidates[0].name, "measured to be the fastest just now (FASTCONV_TUNE=measure)"
+    backend = load(lowered.device)[name]
+    kernel = backend.build(lowered)
+    if not backend.sums_directly:
+        kernel = ExactNonFinite(kernel, lowered, candidates)
+    return Plan(problem, name, wrap(kernel), tuple(candidates), reason)
+
+
+def _choose(candidates: Sequence[Candidate], choice: Choice, problem: Problem) -> tuple[str, str]:
+    best = candidates[0]
+    reason = "measured to be the fastest (wisdom)" if best.measured_seconds is not None else "predicted to be the fastest"
+    if choice.name is None:
+        return best.name, reason
+    asked = next(candidate for candidate in candidates if candidate.name == choice.name)
+    if asked.refusal is None:
+        return asked.name, f"asked for by {choice.source}"
+    message = f"backend {choice.name!r} cannot compute this problem: {asked.refusal} ({describe(problem)})"
+    if choice.source != "FASTCONV_BACKEND":
+        raise BackendError(message)
+    warnings.warn(f"FASTCONV_BACKEND: {message}; using {best.name!r}", BackendFallbackWarning, stacklevel=6)
+    return best.name, f"{reason}; {choice.name!r} refused: {asked.refusal}"
+
+
+def _tuning() -> bool:
+    mode = os.environ.get("FASTCONV_TUNE", "off")
+    if mode not in ("off", "measure"):
+        raise ValueError(f"FASTCONV_TUNE must be 'off' or 'measure', got {mode!r}")
+    return mode == "measure"
+
+
+class ExactNonFinite:
+    """A kernel that smears NaN and Inf, made exact: where a result is not finite, a backend that sums directly redoes it."""
+
+    def __init__(self, kernel: Kernel, problem: Problem, candidates: Sequence[Candidate]):
+        self.kernel = kernel
+        self.problem = problem
+        self.substitute = next(c.name for c in candidates if c.refusal is None and load(problem.device)[c.name].sums_directly)
+
+    def pack(self, second: np.ndarray) -> Any:
+        return self.kernel.pack(second), second
+
+    def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
+        spectra, second = packed
+        with np.errstate(all="ignore"):
+            self.kernel.run(first, spectra, bias, out)
+        if not np.isfinite(out).all():
+            direct = load(self.problem.device)[self.substitute].build(self.problem)
+            direct.run(first, direct.pack(second), bias, out)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.kernel.scratch_bytes
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------------
+
+
+def measure(problem: Problem, prepacked: bool = True, budget: float = 0.2) -> dict[str, float]:
+    """Measured seconds of each backend that takes a lowered problem, taken in turns; what is hopeless gets one run."""
+    rng = np.random.default_rng(0)
+    shapes = problem.shapes
+    first, second = (_random(rng, shape, problem.dtype) for shape in shapes[:2])
+    bias = _random(rng, (problem.epilogue_channels,), problem.dtype) if problem.bias else None
+    out = np.empty(shapes[2], problem.dtype)
+    runs = {}
+    for name, backend in load(problem.device).items():
+        if backend.refuses(problem) is None:
+            runs[name] = _timed_run(backend, problem, prepacked, first, second, bias, out)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for name, run in runs.items():
+        run()  # compiles, and warms the caches
+        times[name].append(run())
+    best = min(min(t) for t in times.values())
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end and len(times[next(iter(times))]) < 50:
+        for name, run in runs.items():
+            if times[name][0] < 4 * best:
+                times[name].append(run())
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    kind = np.dtype(dtype)
+    return rng.integers(-9, 9, shape).astype(kind) if kind.kind == "i" else rng.standard_normal(shape, kind)  # type: ignore[arg-type]
+
+
+def _timed_run(backend: Backend, problem: Problem, prepacked: bool, first: np.ndarray, second: np.ndarray,
+               bias: np.ndarray | None, out: np.ndarray) -> Callable[[], float]:
+    kernel = backend.build(problem)
+    packed = kernel.pack(second)
+
+    def run() -> float:
+        start = time.perf_counter()
+        kernel.run(first, packed if prepacked else kernel.pack(second), bias, out)
+        return time.perf_counter() - start
+
+    return run
+
+
+def tune(shapes: Sequence[tuple[Any, ...]], *, save: bool = True) -> dict[tuple[Any, ...], str]:
+    """Measure every backend on some convolutions and keep the fastest as wisdom.
+
+    Parameters
+    ----------
+    shapes : sequence of (input_shape, weight_shape) or (input_shape, weight_shape, options)
+        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...).
+    save : bool
+        Also write the wisdom to the cache directory.
+
+    Returns
+    -------
+    dict
+        The fastest backend of each (input_shape, weight_shape).
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> best = fc.tune([((1, 3, 16, 16), (4, 3, 3, 3), {"padding": 1})], save=False)
+    >>> list(best) == [((1, 3, 16, 16), (4, 3, 3, 3))]
+    True
+    """
+    chosen = {}
+    for item in shapes:
+        if not 2 <= len(item) <= 3:
+            raise ValueError(f"shapes must hold (input_shape, weight_shape[, options]), got {item!r}")
+        problem = _problem_of(item[0], item[1], **(item[2] if len(item) == 3 else {}))
+        lowered, _ = lower(problem)
+        times = measure(lowered)
+        wisdom.store.update({wisdom.key_of(lowered): times})
+        chosen[tuple(item[0]), tuple(item[1])] = min(times, key=times.__getitem__)
+    if save:
+        wisdom.save()
+    return chosen
+
+
+# -- explaining -----------------------------------------------------------------------------------------------------------
+
+
+def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
+                pass_name: str = "forward", **options: Any) -> Problem:
+    known = set(Options.__dataclass_fields__)
+    unknown = set(options) - known
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}; valid ones: {sorted(known)}")
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        raise TypeError(f"dtype must name a NumPy dtype, got {dtype!r}") from None
+    if np.dtype(name).kind not in "iufc":
+        raise TypeError(f"dtype must be a number type, got {dtype!r}")
+    return Problem.create(pass_name, len(input_shape) - 2, input_shape, weight_shape, computing_dtype(np.dtype(name)),
+                          Options(**options), bias=bias)
+
+
+def explain(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
+            pass_name: str = "forward", backend: str | None = None, prepacked: bool = True, **options: Any) -> Explanation:
+    """Say which backend a convolution would use and why.
+
+    Parameters
+    ----------
+    input_shape, weight_shape : sequence of int
+        Shapes of x (with its batch axis) and w.
+    dtype : dtype-like
+        Element type.
+    bias : bool
+        Whether a bias is added.
+    pass_name : {"forward", "grad_input", "grad_weight"}
+        Which pass.
+    backend : str, optional
+        As in `conv2d`.
+    prepacked : bool
+        For a plan, whose weights are packed once (True), or for a plain call.
+    **options
+        stride, padding, dilation, groups, padding_mode, layout, activation, accuracy as in `conv2d`.
+
+    Returns
+    -------
+    Explanation
+        With `chosen`, `candidates`, `reason`, `problem`; it prints as a table.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> print(fc.explain((1, 3, 8, 8), (4, 3, 3, 3), backend="direct").chosen)
+    direct
+    """
+    made = plan(_problem_of(input_shape, weight_shape, dtype=dtype, bias=bias, pass_name=pass_name, **options),
+                current_choice(backend), prepacked=prepacked)
+    return Explanation(made.problem, made.backend, made.candidates, made.reason, made.kernel.scratch_bytes)
+
+
+def describe(problem: Problem) -> str:
+    """A problem in one line."""
+    x, w = problem.public_shape(problem.input_shape), problem.public_shape(problem.weight_shape)
+    parts = [f"{problem.pass_name} {problem.ndim}-D, x {x}, w {w}", problem.dtype, problem.layout]
+    axes = slice(3 - problem.ndim, None)
+    for name, neutral in (("stride", 1), ("dilation", 1), ("padding", (0, 0))):
+        value = getattr(problem, name)[axes]
+        if any(item != neutral for item in value):
+            parts.append(f"{name} {value}")
+    if problem.groups > 1:
+        parts.append(f"groups {problem.groups}")
+    parts += [name for name in (problem.padding_mode if problem.padding_mode != "zeros" else None, problem.activation) if name]
+    return ", ".join(parts)
+
+
+def _explanation_lines(explanation: Explanation) -> Iterator[str]:
+    problem = explanation.problem
+    constants = machine()
+    real = "float32" if problem.dtype in ("float32", "complex64", "int32") else "float64"
+    peak = constants.flops(real) * constants.threads
+    yield describe(problem)
+    yield (f"{problem.flops / 1e6:,.2f} MFLOP, {problem.bytes / 1e6:,.2f} MB of arrays, "
+           f"{explanation.scratch_bytes / 1e6:,.2f} MB of scratch")
+    yield f"chosen: {explanation.chosen} ({explanation.reason})"
+    yield f"  {'backend':10s} {'predicted':>12s} {'measured':>12s} {'of the peak':>12s}"
+    for candidate in explanation.candidates:
+        mark = "*" if candidate.name == explanation.chosen else " "
+        if candidate.refusal is not None:
+            yield f"{mark} {candidate.name:10s} refuses: {candidate.refusal}"
+            continue
+        times = [f"{t * 1e3:9.4f} ms" if t is not None else "-" for t in (candidate.predicted_seconds, candidate.measured_seconds)]
+        share = problem.flops / max(candidate.seconds, 1e-12) / peak
+        yield f"{mark} {candidate.name:10s} {times[0]:>12s} {times[1]:>12s} {share:>11.0%}"
