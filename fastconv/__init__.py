@@ -1,8 +1,6 @@
 """fastconv: the fastest convolution for NumPy arrays that this machine can do.
 
-    import fastconv as fc
-    y = fc.conv2d(x, w, padding=1)          # any shape, stride, dilation, groups, border, dtype
-    print(fc.explain(x.shape, w.shape, padding=1))
+Start with `conv2d`; `explain` tells which backend it uses and why, `backends` which there are.
 """
 
 from . import wisdom

@@ -153,6 +153,8 @@ def _threads(count: int | None) -> Iterator[None]:
     if count is None:
         yield
         return
+    if count > (most := os.cpu_count() or 1):
+        raise UsageError(f"--threads {count}: this machine has {most} processors")
     before = fc.get_num_threads()
     with _usage_errors():
         fc.set_num_threads(count)

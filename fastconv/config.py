@@ -94,7 +94,7 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
             for pass_name in ("forward", "grad_weight"):
                 start = time.perf_counter()
                 for shape, weights, options in WARMUP_CASES:
-                    problem = Problem.create(pass_name, 2, shape, weights, computed, Options(**options))  # type: ignore[arg-type]
+                    problem = Problem.create(pass_name, 2, shape, weights, computed, Options(**options))
                     if backend.refuses(problem) is None:
                         first, second, result = (np.zeros(s, computed) for s in problem.shapes)
                         kernel = backend.build(problem)

@@ -1,264 +1,23 @@
-"""The convolutions, their transposes and gradients, in one to three dimensions: check -> plan -> run.
+"""The convolutions, their transposes and gradients, in one to three dimensions.
 
-Every function here turns its arguments into a `Problem` (cached by shapes and options), asks the dispatcher for a plan
-and runs it. The three ranks of a function are made by one factory.
+Each function is made for its three ranks by one factory; what they do with their arguments stands in `_calls`.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype
-from .dispatcher import Choice, Plan, current_choice, plan
-from .problem import Options, Problem
+from ._arrays import as_array, common_dtype
+from ._calls import Convolution, batched, bias_gradient, check_shape, frozen, make_options, run, shape_of
+from .problem import Problem
 
 __all__ = ["Convolution", "conv1d", "conv1d_backward", "conv1d_grad_input", "conv1d_grad_weight", "conv2d", "conv2d_backward",
            "conv2d_grad_input", "conv2d_grad_weight", "conv3d", "conv3d_backward", "conv3d_grad_input", "conv3d_grad_weight",
            "conv_transpose1d", "conv_transpose1d_backward", "conv_transpose2d", "conv_transpose2d_backward", "conv_transpose3d",
            "conv_transpose3d_backward", "depthwise_conv2d", "plan_conv1d", "plan_conv2d", "plan_conv3d", "separable_conv2d"]
-
-CALLS_KEPT = 4096
-
-
-# -- check ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What a call of given shapes, dtypes and options comes to."""
-
-    plan: Plan
-    computed: np.dtype
-    result: np.dtype
-    result_shape: tuple[int, ...]  # as the caller sees it, batched
-    shapes: tuple[tuple[int, ...], ...]  # of the operands and the result, with three spatial axes
-
-
-@functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
-def _prepare(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-             options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool, threads: int, generation: int) -> _Call:
-    """The plan of a call; `kind` is a pass name or "transposed"; `extra` the shape of the result or the output padding."""
-    name = computed.name
-    if kind == "transposed":
-        problem = Problem.create_transposed(ndim, first, second, name, options, extra, bias=bias)
-    elif kind == "grad_input":
-        problem = Problem.create(kind, ndim, extra, second, name, options, bias=bias)
-        _check_shape("gy", first, problem.public_shape(problem.output_shape))
-    elif kind == "grad_weight":
-        problem = Problem.create(kind, ndim, first, extra, name, options)
-        _check_shape("gy", second, problem.public_shape(problem.output_shape))
-    else:
-        problem = Problem.create(kind, ndim, first, second, name, options, bias=bias)
-    shapes = problem.shapes
-    made = plan(problem, choice, prepacked=prepacked)
-    return _Call(made, computed, result, problem.public_shape(shapes[2]), shapes)
-
-
-def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if got != expected:
-        raise ValueError(f"{name} must have shape {expected} for these operands and options, got {got}")
-
-
-def _options(stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any = "zeros", layout: Any = "NCHW",
-             activation: Any = None, accuracy: Any = None) -> Options:
-    if accuracy is None:
-        accuracy = os.environ.get("FASTCONV_ACCURACY") or "default"
-    options = Options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
-    try:
-        hash(options)
-    except TypeError:
-        return Options(*(_frozen(getattr(options, field)) for field in Options.__dataclass_fields__))
-    return options
-
-
-def _frozen(value: Any) -> Any:
-    """Lists and arrays as tuples, so that they can be part of a key."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(item) for item in value)
-    try:
-        hash(value)
-    except TypeError:
-        raise TypeError(f"options must be numbers, names or sequences of them, got {value!r}") from None
-    return value
-
-
-def _batched(name: str, array: np.ndarray, ndim: int) -> tuple[np.ndarray, bool]:
-    """The array with a batch axis, and whether it had none."""
-    if array.ndim == ndim + 1:
-        return array[np.newaxis], True
-    if array.ndim != ndim + 2:
-        raise ValueError(f"{name} must have {ndim + 2} dimensions, or {ndim + 1} for a single sample, got shape {array.shape}")
-    return array, False
-
-
-def _shape_of(name: str, shape: Any) -> tuple[int, ...]:
-    try:
-        return tuple(int(n.__index__()) for n in shape)
-    except (TypeError, AttributeError):
-        raise TypeError(f"{name} must be a sequence of integers, got {shape!r}") from None
-
-
-# -- run ------------------------------------------------------------------------------------------------------------------
-
-
-def _run(kind: str, ndim: int, names: tuple[str, str], first: Any, second: Any, bias: Any, options: Options, backend: str | None,
-         out: Any, extra: Any = None) -> np.ndarray:
-    """Check the operands, get the plan, run it; the first operand (and gy as the second) may be unbatched."""
-    first, single = _batched(names[0], as_array(names[0], first), ndim)
-    second = as_array(names[1], second)
-    if kind == "grad_weight":
-        second, _ = _batched(names[1], second, ndim)
-        single = False
-    computed, result = common_dtype(**{names[0]: first, names[1]: second})
-    call = _lookup(kind, ndim, first.shape, second.shape, computed, result, options, bias is not None, backend, extra)
-    return _execute(call, names, first, second, bias, out, single)
-
-
-def _lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-            options: Options, bias: bool, backend: str | None, extra: Any, prepacked: bool = False) -> _Call:
-    from . import wisdom
-    from .backends._jit import num_threads
-
-    return _prepare(kind, ndim, first, second, computed, result, options, bias, current_choice(backend), extra, prepacked,
-                    num_threads(), wisdom.store.generation)
-
-
-def _execute(call: _Call, names: tuple[str, str], first: np.ndarray, second: np.ndarray, bias: Any, out: Any, single: bool,
-             packed: Any = None) -> np.ndarray:
-    problem = call.plan.problem
-    shape = call.result_shape[1:] if single else call.result_shape
-    if out is not None:
-        check_out(out, shape, call.result)
-    prepared_bias = None if bias is None else as_bias(bias, problem.epilogue_channels, call.computed)
-    if call.computed.kind == "i":
-        check_integer_range(call.computed, _terms(problem), prepared_bias, **{names[0]: first, names[1]: second})
-    target = _target(out, call, first, second, bias)
-    if problem.flops == 0 or target.size == 0:
-        _empty_sum(problem, prepared_bias, target)
-    else:
-        x = as_operand(first, call.computed, call.shapes[0])
-        if packed is None:
-            packed = call.plan.pack(as_operand(second, call.computed, call.shapes[1]))
-        call.plan.run(x, packed, prepared_bias, target)
-    result = target.reshape(shape)
-    if out is None:
-        return result if result.dtype == call.result else result.astype(call.result)
-    if not np.may_share_memory(out, target):
-        out[...] = result
-    return out
-
-
-def _target(out: Any, call: _Call, *inputs: Any) -> np.ndarray:
-    """Where kernels write: `out` itself if they can, and if no input lies there."""
-    if out is not None and out.dtype == call.computed and out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned:
-        if not any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
-            return np.asarray(out).reshape(call.shapes[2])
-    return np.empty(call.shapes[2], call.computed)
-
-
-def _terms(problem: Problem) -> int:
-    """Products in the longest sum of a pass."""
-    if problem.pass_name == "forward":
-        return problem.taps
-    if problem.pass_name == "grad_input":
-        return problem.group_out * math.prod(problem.kernel_size)
-    return problem.batch * math.prod(problem.output_size)
-
-
-def _empty_sum(problem: Problem, bias: np.ndarray | None, out: np.ndarray) -> None:
-    """The result where there is nothing to sum over: the bias, through the activation."""
-    out[...] = 0
-    if bias is not None:
-        out += bias if problem.channels_last else bias[:, None, None, None]
-    if problem.activation is not None and out.size:
-        _activate(problem.activation, out)
-
-
-def _activate(name: str, out: np.ndarray) -> None:
-    from .backends._activation import CODES, apply
-    from .backends._phases import RECTIFIERS
-
-    if name in CODES:
-        apply(name, out)
-        return
-    slope, ceiling = RECTIFIERS[name]
-    out[...] = np.minimum(np.where(out < 0, out * slope, out), ceiling)
-
-
-def _bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
-    axis = gy.ndim - 1 if str(layout).endswith("C") else gy.ndim - ndim - 1
-    return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
-
-
-class Convolution:
-    """A planned convolution: weights fixed and packed once, then called on any number of inputs.
-
-    Made by `plan_conv1d`, `plan_conv2d` and `plan_conv3d`. Immutable, and safe to call from several threads.
-    """
-
-    def __init__(self, ndim: int, w: Any, bias: Any, options: Options, backend: str | None, input_shape: Sequence[int] | None):
-        self._ndim = ndim
-        self._w = as_array("w", w).copy()
-        self._bias = None if bias is None else as_array("bias", bias).copy()
-        self._options = options
-        self._backend = backend
-        self._packed: dict[Any, tuple[_Call, Any]] = {}
-        self._shape = None if input_shape is None else _shape_of("input_shape", input_shape)
-        if self._shape is not None:
-            if len(self._shape) == ndim + 1:
-                self._shape = (1, *self._shape)
-            self._call_for(self._shape, self._w.dtype)
-
-    def __call__(self, x: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Convolve `x`, of the planned or any other shape."""
-        x, single = _batched("x", as_array("x", x), self._ndim)
-        call, packed = self._call_for(x.shape, x.dtype)
-        return _execute(call, ("x", "w"), x, self._w, self._bias, out, single, packed)
-
-    def _call_for(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[_Call, Any]:
-        key = (shape, dtype)
-        made = self._packed.get(key)
-        if made is None:
-            computed, result = common_dtype(x=np.empty(0, dtype), w=self._w)
-            call = _lookup("forward", self._ndim, shape, self._w.shape, computed, result, self._options, self._bias is not None,
-                           self._backend, None, prepacked=True)
-            if self._bias is not None:
-                as_bias(self._bias, call.plan.problem.epilogue_channels, computed)
-            packed = call.plan.pack(as_operand(self._w, computed, call.shapes[1])) if self._w.size else ()
-            made = self._packed[key] = (call, packed)
-        return made
-
-    @property
-    def plan(self) -> Plan:
-        """The plan for the shape given to `plan_conv`, or else for the last shape seen first."""
-        if not self._packed:
-            raise ValueError("no input_shape was given and no input seen yet: there is no plan")
-        return next(iter(self._packed.values()))[0].plan
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend chosen."""
-        return self.plan.backend
-
-    @property
-    def problem(self) -> Problem:
-        """The problem planned."""
-        return self.plan.problem
-
-    def __repr__(self) -> str:
-        return repr(self.plan) if self._packed else f"{self._ndim}-D convolution, not planned yet: no input_shape given"
-
-
-# -- the public functions, three ranks each -------------------------------------------------------------------------------
 
 
 def _named(function: Callable, name: str, ndim: int, doc: str) -> Callable:
@@ -268,9 +27,9 @@ def _named(function: Callable, name: str, ndim: int, doc: str) -> Callable:
     values = {"n": ndim, "s": sizes, "k": ", ".join("k" + letter.strip().lower() for letter in sizes.split(",")),
               "x": "(1, 2" + ", 5" * ndim + ")", "w": "(3, 2" + ", 3" * ndim + ")", "y": "(1, 3" + ", 5" * ndim + ")",
               "v": "(1, 3" + ", 3" * ndim + ")", "t": "(3, 2" + ", 2" * ndim + ")", "u": "(1, 2" + ", 10" * ndim + ")"}
-    for key, value in values.items():
+    for key, value in {"options": _OPTIONS_DOC, **values}.items():
         doc = doc.replace("{" + key + "}", str(value))
-    function.__doc__ = doc
+    function.__doc__ = doc.lstrip()
     return function
 
 
@@ -294,21 +53,24 @@ def _make_conv(ndim: int) -> Callable[..., np.ndarray]:
     def conv(x: Any, w: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
              padding_mode: str = "zeros", layout: str = "NCHW", activation: str | None = None, backend: str | None = None,
              accuracy: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        options = _options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
-        return _run("forward", ndim, ("x", "w"), x, w, bias, options, backend, out)
+        options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
+        return run("forward", ndim, ("x", "w"), x, w, bias, options, backend, out)
 
-    return _named(conv, f"conv{ndim}d", ndim, f"""Convolve (cross-correlate) `x` with `w`: y[n, o, p] = b[o] + sum_ck w[o, c, k] x[n, c, stride p + dilation k - low].
+    return _named(conv, f"conv{ndim}d", ndim, """\
+    Convolve (cross-correlate) `x` with `w`.
+
+    y[n, o, p] = b[o] + sum over c, k of  w[o, c, k] x[n, c, stride p + dilation k - low]
 
     Parameters
     ----------
-    x : array_like, shape (N, C, {{s}}) or (C, {{s}})
+    x : array_like, shape (N, C, {s}) or (C, {s})
         Input; NumPy's number types up to 64 bits. float16 computes in float32; 8-bit integers give int32, wider ones int64.
-    w : array_like, shape (O, C/G, {{k}})
+    w : array_like, shape (O, C/G, {k})
         Weights.
     bias : array_like, shape (O,), optional
         Added to each output channel.
-    {_OPTIONS_DOC}
-    activation : {{"relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu"}}, optional
+    {options}
+    activation : {"relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu"}, optional
         Applied to the result; leaky_relu's slope is 0.01, gelu is the exact one.
     out : ndarray, optional
         Where to write the result.
@@ -326,13 +88,13 @@ def _make_conv(ndim: int) -> Callable[..., np.ndarray]:
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> fc.conv{{n}}d(np.ones({{x}}), np.ones({{w}}), padding=1).shape
-    {{y}}
+    >>> fc.conv{n}d(np.ones({x}), np.ones({w}), padding=1).shape
+    {y}
 
     References
     ----------
     Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.1 and equation 9.6.
-    """.replace("{{", "{").replace("}}", "}"))
+    """)
 
 
 def _make_transpose(ndim: int) -> Callable[..., np.ndarray]:
@@ -340,28 +102,29 @@ def _make_transpose(ndim: int) -> Callable[..., np.ndarray]:
                        dilation: Any = 1, groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW",
                        activation: str | None = None, backend: str | None = None, accuracy: str | None = None,
                        out: np.ndarray | None = None) -> np.ndarray:
-        options = _options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
+        options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
         w = as_array("w", w)
-        return _run("transposed", ndim, ("x", "w"), x, w.conj() if w.dtype.kind == "c" else w, bias, options, backend, out,
-                    _frozen(output_padding))
+        return run("transposed", ndim, ("x", "w"), x, w.conj() if w.dtype.kind == "c" else w, bias, options, backend, out,
+                    frozen(output_padding))
 
-    return _named(conv_transpose, f"conv_transpose{ndim}d", ndim, f"""Transposed convolution: each input point adds its multiple of the kernel to the output.
+    return _named(conv_transpose, f"conv_transpose{ndim}d", ndim, """\
+    Transpose a convolution: each input point adds its multiple of the kernel to the output.
 
-    The adjoint of `conv{{n}}d` with the same options: y[n, c, stride q + dilation k - low] += w[o, c, k] x[n, o, q].
+    The adjoint of `conv{n}d` with the same options: y[n, c, stride q + dilation k - low] += w[o, c, k] x[n, o, q].
 
     Parameters
     ----------
-    x : array_like, shape (N, O, {{s}}) or (O, {{s}})
+    x : array_like, shape (N, O, {s}) or (O, {s})
         Input.
-    w : array_like, shape (O, C/G, {{k}})
+    w : array_like, shape (O, C/G, {k})
         Weights, as those of the convolution this is the transpose of.
     bias : array_like, shape (C,), optional
         Added to each output channel.
-    output_padding : int or sequence of {{n}} ints
+    output_padding : int or sequence of {n} ints
         Further points at the end of each axis, fewer than the stride or the dilation.
-    {_OPTIONS_DOC}
+    {options}
     activation, out
-        As in `conv{{n}}d`.
+        As in `conv{n}d`.
 
     Returns
     -------
@@ -376,34 +139,37 @@ def _make_transpose(ndim: int) -> Callable[..., np.ndarray]:
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> fc.conv_transpose{{n}}d(np.ones({{y}}), np.ones({{t}}), stride=2).shape
-    {{u}}
+    >>> fc.conv_transpose{n}d(np.ones({y}), np.ones({t}), stride=2).shape
+    {u}
 
     References
     ----------
     Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.
-    """.replace("{{", "{").replace("}}", "}"))
+    """)
 
 
 def _make_grad_input(ndim: int) -> Callable[..., np.ndarray]:
     def conv_grad_input(gy: Any, w: Any, input_shape: Sequence[int], *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                         groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW", backend: str | None = None,
                         accuracy: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        options = _options(stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
-        shape = _shape_of("input_shape", input_shape)
-        return _run("grad_input", ndim, ("gy", "w"), gy, w, None, options, backend, out, (1, *shape) if len(shape) == ndim + 1 else shape)
+        options = make_options(stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
+        shape = shape_of("input_shape", input_shape)
+        return run("grad_input", ndim, ("gy", "w"), gy, w, None, options, backend, out, (1, *shape) if len(shape) == ndim + 1 else shape)
 
-    return _named(conv_grad_input, f"conv{ndim}d_grad_input", ndim, f"""Gradient of `conv{{n}}d` with respect to its input: gx = A^T gy, A being the convolution as a matrix.
+    return _named(conv_grad_input, f"conv{ndim}d_grad_input", ndim, """\
+    Gradient of `conv{n}d` with respect to its input.
+
+    gx = A^T gy, with A the convolution as a matrix
 
     Parameters
     ----------
     gy : array_like, shape (N, O, ...)
         Gradient of the output.
-    w : array_like, shape (O, C/G, {{k}})
+    w : array_like, shape (O, C/G, {k})
         Weights; conjugated if complex.
     input_shape : sequence of int
         Shape of x, which stride and padding leave open.
-    {_OPTIONS_DOC}
+    {options}
     out : ndarray, optional
         Where to write the result.
 
@@ -414,29 +180,32 @@ def _make_grad_input(ndim: int) -> Callable[..., np.ndarray]:
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> fc.conv{{n}}d_grad_input(np.ones({{v}}), np.ones({{w}}), {{x}}).shape
-    {{x}}
-    """.replace("{{", "{").replace("}}", "}"))
+    >>> fc.conv{n}d_grad_input(np.ones({v}), np.ones({w}), {x}).shape
+    {x}
+    """)
 
 
 def _make_grad_weight(ndim: int) -> Callable[..., np.ndarray]:
     def conv_grad_weight(gy: Any, x: Any, weight_shape: Sequence[int], *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                          groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW", backend: str | None = None,
                          accuracy: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        options = _options(stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
-        return _run("grad_weight", ndim, ("x", "gy"), x, gy, None, options, backend, out, _shape_of("weight_shape", weight_shape))
+        options = make_options(stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
+        return run("grad_weight", ndim, ("x", "gy"), x, gy, None, options, backend, out, shape_of("weight_shape", weight_shape))
 
-    return _named(conv_grad_weight, f"conv{ndim}d_grad_weight", ndim, f"""Gradient of `conv{{n}}d` with respect to its weights: gw[o, c, k] = sum_np gy[n, o, p] x[n, c, stride p + dilation k - low].
+    return _named(conv_grad_weight, f"conv{ndim}d_grad_weight", ndim, """\
+    Gradient of `conv{n}d` with respect to its weights.
+
+    gw[o, c, k] = sum over n, p of  gy[n, o, p] x[n, c, stride p + dilation k - low]
 
     Parameters
     ----------
     gy : array_like, shape (N, O, ...)
         Gradient of the output.
-    x : array_like, shape (N, C, {{s}})
+    x : array_like, shape (N, C, {s})
         Input; conjugated if complex.
     weight_shape : sequence of int
         Shape of w.
-    {_OPTIONS_DOC}
+    {options}
     out : ndarray, optional
         Where to write the result.
 
@@ -447,9 +216,9 @@ def _make_grad_weight(ndim: int) -> Callable[..., np.ndarray]:
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> fc.conv{{n}}d_grad_weight(np.ones({{v}}), np.ones({{x}}), {{w}}).shape
-    {{w}}
-    """.replace("{{", "{").replace("}}", "}"))
+    >>> fc.conv{n}d_grad_weight(np.ones({v}), np.ones({x}), {w}).shape
+    {w}
+    """)
 
 
 def _make_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -463,9 +232,10 @@ def _make_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.
         gy, x, w = as_array("gy", gy), as_array("x", x), as_array("w", w)
         gx = grad_input(gy, w, x.shape, **same)
         gw = grad_weight(gy, x, w.shape, **same)
-        return gx, gw, _bias_gradient(gy, ndim, layout, gw.dtype) if bias else None
+        return gx, gw, bias_gradient(gy, ndim, layout, gw.dtype) if bias else None
 
-    return _named(conv_backward, f"conv{ndim}d_backward", ndim, f"""All gradients of `conv{{n}}d`, given that of its output.
+    return _named(conv_backward, f"conv{ndim}d_backward", ndim, """\
+    All gradients of `conv{n}d`, given that of its output.
 
     Parameters
     ----------
@@ -475,7 +245,7 @@ def _make_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.
         The operands of the forward call.
     bias : bool
         Whether to compute the bias's gradient, the sum of gy over all but its channels.
-    {_OPTIONS_DOC}
+    {options}
 
     Returns
     -------
@@ -485,10 +255,10 @@ def _make_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> gx, gw, gb = fc.conv{{n}}d_backward(np.ones({{v}}), np.ones({{x}}), np.ones({{w}}))
+    >>> gx, gw, gb = fc.conv{n}d_backward(np.ones({v}), np.ones({x}), np.ones({w}))
     >>> gx.shape, gw.shape, gb.shape
-    ({{x}}, {{w}}, (3,))
-    """.replace("{{", "{").replace("}}", "}"))
+    ({x}, {w}, (3,))
+    """)
 
 
 def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -501,17 +271,18 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
         same = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "layout": layout,
                 "backend": backend, "accuracy": accuracy}
         gy, x, w = as_array("gy", gy), as_array("x", x), as_array("w", w)
-        options = _options(stride, padding, dilation, groups, layout=layout)
-        batched = _batched("x", x, ndim)[0]
-        problem = Problem.create_transposed(ndim, batched.shape, w.shape, common_dtype(gy=gy, w=w)[0].name, options, _frozen(output_padding))
-        _check_shape("gy", _batched("gy", gy, ndim)[0].shape, problem.public_shape(problem.input_shape))
+        options = make_options(stride, padding, dilation, groups, layout=layout)
+        shape = batched("x", x, ndim)[0].shape
+        problem = Problem.create_transposed(ndim, shape, w.shape, common_dtype(gy=gy, w=w)[0].name, options, frozen(output_padding))
+        check_shape("gy", batched("gy", gy, ndim)[0].shape, problem.public_shape(problem.input_shape))
         reached = gy[_reached(problem, gy)]
         gx = conv(reached, w.conj() if w.dtype.kind == "c" else w, **same)
         gw = grad_weight(x, reached, w.shape, **same)
         gw = gw.conj() if gw.dtype.kind == "c" else gw
-        return gx, gw, _bias_gradient(gy, ndim, layout, gw.dtype) if bias else None
+        return gx, gw, bias_gradient(gy, ndim, layout, gw.dtype) if bias else None
 
-    return _named(conv_transpose_backward, f"conv_transpose{ndim}d_backward", ndim, f"""All gradients of `conv_transpose{{n}}d`, given that of its output.
+    return _named(conv_transpose_backward, f"conv_transpose{ndim}d_backward", ndim, """\
+    All gradients of `conv_transpose{n}d`, given that of its output.
 
     Parameters
     ----------
@@ -521,9 +292,9 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
         The operands of the forward call.
     bias : bool
         Whether to compute the bias's gradient.
-    output_padding : int or sequence of {{n}} ints
+    output_padding : int or sequence of {n} ints
         That of the forward call.
-    {_OPTIONS_DOC}
+    {options}
 
     Returns
     -------
@@ -533,10 +304,10 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> gx, gw, gb = fc.conv_transpose{{n}}d_backward(np.ones({{u}}), np.ones({{y}}), np.ones({{t}}), stride=2)
+    >>> gx, gw, gb = fc.conv_transpose{n}d_backward(np.ones({u}), np.ones({y}), np.ones({t}), stride=2)
     >>> gx.shape, gw.shape, gb.shape
-    ({{y}}, {{t}}, (2,))
-    """.replace("{{", "{").replace("}}", "}"))
+    ({y}, {t}, (2,))
+    """)
 
 
 def _reached(problem: Problem, gy: np.ndarray) -> tuple[slice, ...]:
@@ -553,22 +324,23 @@ def _make_plan(ndim: int) -> Callable[..., Convolution]:
     def plan_conv(w: Any, bias: Any = None, *, input_shape: Sequence[int] | None = None, stride: Any = 1, padding: Any = 0,
                   dilation: Any = 1, groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW",
                   activation: str | None = None, backend: str | None = None, accuracy: str | None = None) -> Convolution:
-        options = _options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
+        options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
         return Convolution(ndim, w, bias, options, backend, input_shape)
 
-    return _named(plan_conv, f"plan_conv{ndim}d", ndim, f"""Plan `conv{{n}}d` with fixed weights: they are checked and packed once, then used for any number of inputs.
+    return _named(plan_conv, f"plan_conv{ndim}d", ndim, """\
+    Plan `conv{n}d` with fixed weights, packed once and used for any number of inputs.
 
     Parameters
     ----------
-    w : array_like, shape (O, C/G, {{k}})
+    w : array_like, shape (O, C/G, {k})
         Weights; copied.
     bias : array_like, shape (O,), optional
         Added to each output channel; copied.
     input_shape : sequence of int, optional
         Shape of the inputs to come. Without it, each new shape is planned when first seen.
-    {_OPTIONS_DOC}
+    {options}
     activation
-        As in `conv{{n}}d`.
+        As in `conv{n}d`.
 
     Returns
     -------
@@ -578,10 +350,10 @@ def _make_plan(ndim: int) -> Callable[..., Convolution]:
     Examples
     --------
     >>> import numpy as np, fastconv as fc
-    >>> plan = fc.plan_conv{{n}}d(np.ones({{w}}), input_shape={{x}}, padding=1)
-    >>> plan(np.ones({{x}})).shape
-    {{y}}
-    """.replace("{{", "{").replace("}}", "}"))
+    >>> plan = fc.plan_conv{n}d(np.ones({w}), input_shape={x}, padding=1)
+    >>> plan(np.ones({x})).shape
+    {y}
+    """)
 
 
 conv1d, conv2d, conv3d = map(_make_conv, (1, 2, 3))

@@ -8,11 +8,9 @@ A `Plan` is immutable and may be shared by threads. Plans are kept in a bounded 
 from __future__ import annotations
 
 import functools
-import math
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from . import wisdom
-from .backends import Backend, BackendError, Kernel, Machine, load
+from .backends import BackendError, Kernel, load
+from .explanation import Candidate, Explanation, describe, machine
 from .lowering import lower
+from .measuring import measure
 from .problem import Options, Problem, computing_dtype
 
 __all__ = ["BackendFallbackWarning", "Candidate", "Choice", "Explanation", "Plan", "backends", "current_choice", "explain", "machine",
@@ -33,23 +33,6 @@ PLANS_KEPT = 1024
 
 class BackendFallbackWarning(UserWarning):
     """FASTCONV_BACKEND names a backend that cannot compute a problem; another one did."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One backend's standing for one problem."""
-
-    name: str
-    refusal: str | None = None
-    predicted_seconds: float | None = None  # of a run, and of packing too unless the plan is made for many runs
-    measured_seconds: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """What it is ranked by."""
-        if self.refusal is not None:
-            return math.inf
-        return self.measured_seconds if self.measured_seconds is not None else self.predicted_seconds or 0.0
 
 
 @dataclass(frozen=True)
@@ -84,20 +67,6 @@ class Plan:
 
     def __repr__(self) -> str:
         return str(Explanation(self.problem, self.backend, self.candidates, self.reason, self.kernel.scratch_bytes))
-
-
-@dataclass(frozen=True, repr=False)
-class Explanation:
-    """What was chosen for a problem and why; `print` it."""
-
-    problem: Problem
-    chosen: str
-    candidates: tuple[Candidate, ...]
-    reason: str
-    scratch_bytes: int
-
-    def __repr__(self) -> str:
-        return "\n".join(_explanation_lines(self))
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------------
@@ -149,7 +118,7 @@ def current_choice(argument: str | None) -> Choice:
     return Choice(check_backend(name, "FASTCONV_BACKEND"), "FASTCONV_BACKEND") if name else AUTO
 
 
-class use_backend(ContextDecorator):  # noqa: N801 (reads as a verb: with use_backend("fft"))
+class use_backend(ContextDecorator):
     """Use one backend within a `with` block or a decorated function, in this thread or task.
 
     Parameters
@@ -176,13 +145,6 @@ class use_backend(ContextDecorator):  # noqa: N801 (reads as a verb: with use_ba
 
     def __exit__(self, *exception: object) -> None:
         _asked.reset(self._tokens.pop())
-
-
-def machine() -> Machine:
-    """The machine constants of the cost models, measured once and stored."""
-    from .backends._machine import machine_constants
-
-    return machine_constants()
 
 
 def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
@@ -273,88 +235,7 @@ class ExactNonFinite:
         return self.kernel.scratch_bytes
 
 
-# -- measuring ------------------------------------------------------------------------------------------------------------
-
-
-def measure(problem: Problem, prepacked: bool = True, budget: float = 0.2) -> dict[str, float]:
-    """Measured seconds of each backend that takes a lowered problem, taken in turns; what is hopeless gets one run."""
-    rng = np.random.default_rng(0)
-    shapes = problem.shapes
-    first, second = (_random(rng, shape, problem.dtype) for shape in shapes[:2])
-    bias = _random(rng, (problem.epilogue_channels,), problem.dtype) if problem.bias else None
-    out = np.empty(shapes[2], problem.dtype)
-    runs = {}
-    for name, backend in load(problem.device).items():
-        if backend.refuses(problem) is None:
-            runs[name] = _timed_run(backend, problem, prepacked, first, second, bias, out)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, run in runs.items():
-        run()  # compiles, and warms the caches
-        times[name].append(run())
-    best = min(min(t) for t in times.values())
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end and len(times[next(iter(times))]) < 50:
-        for name, run in runs.items():
-            if times[name][0] < 4 * best:
-                times[name].append(run())
-    return {name: float(np.median(t)) for name, t in times.items()}
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    kind = np.dtype(dtype)
-    return rng.integers(-9, 9, shape).astype(kind) if kind.kind == "i" else rng.standard_normal(shape, kind)  # type: ignore[arg-type]
-
-
-def _timed_run(backend: Backend, problem: Problem, prepacked: bool, first: np.ndarray, second: np.ndarray,
-               bias: np.ndarray | None, out: np.ndarray) -> Callable[[], float]:
-    kernel = backend.build(problem)
-    packed = kernel.pack(second)
-
-    def run() -> float:
-        start = time.perf_counter()
-        kernel.run(first, packed if prepacked else kernel.pack(second), bias, out)
-        return time.perf_counter() - start
-
-    return run
-
-
-def tune(shapes: Sequence[tuple[Any, ...]], *, save: bool = True) -> dict[tuple[Any, ...], str]:
-    """Measure every backend on some convolutions and keep the fastest as wisdom.
-
-    Parameters
-    ----------
-    shapes : sequence of (input_shape, weight_shape) or (input_shape, weight_shape, options)
-        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...).
-    save : bool
-        Also write the wisdom to the cache directory.
-
-    Returns
-    -------
-    dict
-        The fastest backend of each (input_shape, weight_shape).
-
-    Examples
-    --------
-    >>> import fastconv as fc
-    >>> best = fc.tune([((1, 3, 16, 16), (4, 3, 3, 3), {"padding": 1})], save=False)
-    >>> list(best) == [((1, 3, 16, 16), (4, 3, 3, 3))]
-    True
-    """
-    chosen = {}
-    for item in shapes:
-        if not 2 <= len(item) <= 3:
-            raise ValueError(f"shapes must hold (input_shape, weight_shape[, options]), got {item!r}")
-        problem = _problem_of(item[0], item[1], **(item[2] if len(item) == 3 else {}))
-        lowered, _ = lower(problem)
-        times = measure(lowered)
-        wisdom.store.update({wisdom.key_of(lowered): times})
-        chosen[tuple(item[0]), tuple(item[1])] = min(times, key=times.__getitem__)
-    if save:
-        wisdom.save()
-    return chosen
-
-
-# -- explaining -----------------------------------------------------------------------------------------------------------
+# -- asking and tuning ----------------------------------------------------------------------------------------------------
 
 
 def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
@@ -410,36 +291,37 @@ def explain(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: A
     return Explanation(made.problem, made.backend, made.candidates, made.reason, made.kernel.scratch_bytes)
 
 
-def describe(problem: Problem) -> str:
-    """A problem in one line."""
-    x, w = problem.public_shape(problem.input_shape), problem.public_shape(problem.weight_shape)
-    parts = [f"{problem.pass_name} {problem.ndim}-D, x {x}, w {w}", problem.dtype, problem.layout]
-    axes = slice(3 - problem.ndim, None)
-    for name, neutral in (("stride", 1), ("dilation", 1), ("padding", (0, 0))):
-        value = getattr(problem, name)[axes]
-        if any(item != neutral for item in value):
-            parts.append(f"{name} {value}")
-    if problem.groups > 1:
-        parts.append(f"groups {problem.groups}")
-    parts += [name for name in (problem.padding_mode if problem.padding_mode != "zeros" else None, problem.activation) if name]
-    return ", ".join(parts)
+def tune(shapes: Sequence[tuple[Any, ...]], *, save: bool = True) -> dict[tuple[Any, ...], str]:
+    """Measure every backend on some convolutions and keep the fastest as wisdom.
 
+    Parameters
+    ----------
+    shapes : sequence of (input_shape, weight_shape) or (input_shape, weight_shape, options)
+        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...).
+    save : bool
+        Also write the wisdom to the cache directory.
 
-def _explanation_lines(explanation: Explanation) -> Iterator[str]:
-    problem = explanation.problem
-    constants = machine()
-    real = "float32" if problem.dtype in ("float32", "complex64", "int32") else "float64"
-    peak = constants.flops(real) * constants.threads
-    yield describe(problem)
-    yield (f"{problem.flops / 1e6:,.2f} MFLOP, {problem.bytes / 1e6:,.2f} MB of arrays, "
-           f"{explanation.scratch_bytes / 1e6:,.2f} MB of scratch")
-    yield f"chosen: {explanation.chosen} ({explanation.reason})"
-    yield f"  {'backend':10s} {'predicted':>12s} {'measured':>12s} {'of the peak':>12s}"
-    for candidate in explanation.candidates:
-        mark = "*" if candidate.name == explanation.chosen else " "
-        if candidate.refusal is not None:
-            yield f"{mark} {candidate.name:10s} refuses: {candidate.refusal}"
-            continue
-        times = [f"{t * 1e3:9.4f} ms" if t is not None else "-" for t in (candidate.predicted_seconds, candidate.measured_seconds)]
-        share = problem.flops / max(candidate.seconds, 1e-12) / peak
-        yield f"{mark} {candidate.name:10s} {times[0]:>12s} {times[1]:>12s} {share:>11.0%}"
+    Returns
+    -------
+    dict
+        The fastest backend of each (input_shape, weight_shape).
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> best = fc.tune([((1, 3, 16, 16), (4, 3, 3, 3), {"padding": 1})], save=False)
+    >>> list(best) == [((1, 3, 16, 16), (4, 3, 3, 3))]
+    True
+    """
+    chosen = {}
+    for item in shapes:
+        if not 2 <= len(item) <= 3:
+            raise ValueError(f"shapes must hold (input_shape, weight_shape[, options]), got {item!r}")
+        problem = _problem_of(item[0], item[1], **(item[2] if len(item) == 3 else {}))
+        lowered, _ = lower(problem)
+        times = measure(lowered)
+        wisdom.store.update({wisdom.key_of(lowered): times})
+        chosen[tuple(item[0]), tuple(item[1])] = min(times, key=times.__getitem__)
+    if save:
+        wisdom.save()
+    return chosen

@@ -105,10 +105,11 @@ def cut(problem: Problem, threads: int, *, in_place: bool = True, channels: int 
         else:
             packed_strides = (depths * rows * channels * columns, columns, rows * channels * columns, channels * columns, 1)
         packed = box_n * packed_strides[0]
-    return Geometry(
+    numbers: tuple[int, ...] = (
         problem.groups, problem.group_in, problem.group_out, *problem.stride, *reach,
         *(low for low, _ in problem.padding), problem.input_size[2], problem.batch, out_d, out_h, out_w,
         *x_strides, y_strides[0], y_strides[1], y_strides[4], box_n, box_d, box_h, box_w, int(in_place), *packed_strides, packed)
+    return Geometry(*numbers)
 
 
 def _extents(problem: Problem, threads: int, channels: int, reach: list[int], in_place: bool, tasks_per_box: int,
@@ -201,8 +202,10 @@ def input_offset(g, n, d, h, w):
 
 @outlined
 def box_tables(g, start, end, x_offsets, y_offsets, multiple):
-    """Offsets of the box's points in its input and in y, and their number; the last point is repeated `multiple` times,
-    so that a tile may run over."""
+    """Offsets of the box's points in its input and in y, and their number.
+
+    The last point is repeated `multiple` times, so that a tile may run over.
+    """
     point = 0
     for n in range(start[0], end[0]):
         for d in range(start[1], end[1]):

@@ -39,7 +39,6 @@ from ._simd import (
     transpose_block,
 )
 
-
 SERIAL_PACKING = 20_000  # elements that one thread packs sooner than a region starts: 2 us at 40 GB/s
 
 
@@ -66,8 +65,11 @@ def epilogue_of(problem: Problem) -> Epilogue:
 
 
 def make_tile(rows: int, columns: int):
-    """The micro-kernel of one tile size: the sums of its rows start from `start` (whose rows are `start_pitch` apart, 0
-    for a bias) and end in `sums`, whose rows are as wide as a panel."""
+    """The micro-kernel of one tile size.
+
+    The sums of its rows start from `start`, whose rows are `start_pitch` apart (0 for a bias), and end in `sums`, whose
+    rows are as wide as a panel.
+    """
 
     @outlined
     def tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):

@@ -32,7 +32,8 @@ import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
 from numba.core.dispatcher import Dispatcher
 
-__all__ = ["cache_directory", "compiled_kernels", "cpu_target", "inlined", "kernel", "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer"]
+__all__ = ["cache_directory", "cache_state", "compiled_kernels", "cpu_target", "inlined", "kernel", "num_threads", "outlined",
+           "parallel_region", "set_num_threads", "threading_layer"]
 
 # Contraction into fused multiply-adds only: reassociation is written out where it is wanted, and NaN and Inf must survive.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False,
@@ -43,36 +44,36 @@ HELPER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}  # neve
 # -- decorators -----------------------------------------------------------------------------------------------------------
 
 
-def kernel(function: Callable) -> Dispatcher:
+def kernel(function: Callable) -> Any:
     """Compile `function` as an entry point; its machine code is kept on disk."""
-    dispatcher = numba.njit(**OPTIONS)(function)
+    dispatcher: Any = numba.njit(**OPTIONS)(function)
     if cache_directory() is not None:
         dispatcher._cache = _KernelCache(dispatcher.py_func)
     dispatcher.is_entry_point = True
     return dispatcher
 
 
-def inlined(function: Callable) -> Dispatcher:
+def inlined(function: Callable) -> Any:
     """Compile `function` into its callers."""
     return numba.njit(forceinline=True, **HELPER_OPTIONS)(function)
 
 
-def outlined(function: Callable) -> Dispatcher:
+def outlined(function: Callable) -> Any:
     """Compile `function` on its own, for callers to call: large helpers, so that LLVM sees each of them once."""
     return numba.njit(**HELPER_OPTIONS)(function)
 
 
-def compiled_kernels(modules: list[ModuleType]) -> dict[str, Dispatcher]:
+def compiled_kernels(modules: list[ModuleType]) -> dict[str, Any]:
     """The entry points defined in `modules`, by name: what `info` lists and `warmup` compiles."""
-    found = {}
+    found: dict[str, Any] = {}
     for module in modules:
         for value in vars(module).values():
             if isinstance(value, Dispatcher) and hasattr(value, "is_entry_point") and value.__module__ == module.__name__:
-                found[f"{module.__name__.rpartition('.')[2].removeprefix('cpu_').lstrip('_')}.{value.__name__}"] = value
+                found[f"{module.__name__.rpartition('.')[2].removeprefix('cpu_').lstrip('_')}.{value.py_func.__name__}"] = value
     return found
 
 
-def cache_state(dispatcher: Dispatcher) -> str:
+def cache_state(dispatcher: Any) -> str:
     """Whether an entry point is "in memory", "on disk" (for some dtype) or "not compiled"."""
     if dispatcher.signatures:
         return "in memory"
@@ -118,7 +119,7 @@ def source_digest() -> str:
     Numba itself watches the decorated function's file alone, so an edited helper of another file would go unnoticed.
     """
     digest = hashlib.sha256(repr((sorted(OPTIONS, key=str), sorted(OPTIONS["fastmath"]), numba.__version__, sys.version)).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:20]
 

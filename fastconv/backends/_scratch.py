@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import numpy.typing as npt
 
 KEEP_BYTES = 64 * 1024 * 1024  # a larger buffer goes back to the system after its call
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -18,7 +19,7 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def scratch(role: str, count: int, dtype: str | np.dtype) -> np.ndarray:
+def scratch(role: str, count: int, dtype: npt.DTypeLike) -> np.ndarray:
     """A flat, uninitialised, aligned array of at least `count` elements, this thread's own until it asks for `role` again."""
     dtype = np.dtype(dtype)
     needed = count * dtype.itemsize + ALIGNMENT

@@ -16,6 +16,7 @@ learning convolutions on SIMD architectures" (2018), section II.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +101,10 @@ def pack_lines(g, lines, x, zero, borders, start, end, channel, channels, target
 
 @inlined
 def vector_tables(g, lines, start, end, x_offsets, y_offsets, counts, lanes, overlap):
-    """Offsets of the box's vectors of pixels, and their number. With `overlap` the last vector of a row starts early and
-    computes some pixels again; without, it is short."""
+    """Offsets of the box's vectors of pixels, and their number.
+
+    With `overlap` the last vector of a row starts early and computes some pixels again; without, it is short.
+    """
     vectors = 0
     width = end[3] - start[3]
     for n in range(start[0], end[0]):
@@ -110,7 +113,8 @@ def vector_tables(g, lines, start, end, x_offsets, y_offsets, counts, lanes, ove
                 if g.in_place == 1:
                     x_row = (n - start[0]) * g.x_image + (d - start[1]) * g.stride_d * g.x_d + (h - start[2]) * g.stride_h * g.x_h
                 else:
-                    x_row = (n - start[0]) * lines.image + (d - start[1]) * g.stride_d * lines.depth + (h - start[2]) * g.stride_h * lines.row
+                    x_row = ((n - start[0]) * lines.image + (d - start[1]) * g.stride_d * lines.depth
+                             + (h - start[2]) * g.stride_h * lines.row)
                 y_row = n * g.y_image + ((d * g.out_h + h) * g.out_w + start[3]) * g.y_point
                 for w in range(0, width, lanes):
                     at = width - lanes if overlap and width >= lanes and w + lanes > width else w
@@ -182,7 +186,8 @@ def convolve_lines(args, thread):
         end = box_end(g, start[0], start[1], start[2], start[3])
         vectors = vector_tables(g, lines, start, end, x_offsets, y_offsets, counts, lanes, True)
         if g.in_place == 0:
-            pack_lines(g, lines, pointer(x, 0), x.dtype.type(0), borders, start, end, first * g.group_in, (last - first) * g.group_in, packed)
+            pack_lines(g, lines, pointer(x, 0), x.dtype.type(0), borders, start, end, first * g.group_in,
+                       (last - first) * g.group_in, packed)
         for group in range(first, last):
             if g.in_place == 0:
                 source = advance(packed, (group - first) * g.group_in * lines.channel)
@@ -236,7 +241,8 @@ def correlate_lines(args, thread):
             start = box_start(g, box)
             end = box_end(g, start[0], start[1], start[2], start[3])
             vectors = vector_tables(g, lines, start, end, x_offsets, y_offsets, counts, lanes, False)
-            pack_lines(g, lines, pointer(x, 0), x.dtype.type(0), borders, start, end, first * g.group_in, (last - first) * g.group_in, packed)
+            pack_lines(g, lines, pointer(x, 0), x.dtype.type(0), borders, start, end, first * g.group_in,
+                       (last - first) * g.group_in, packed)
             for output in range(first * g.group_out, last * g.group_out):
                 group = output // g.group_out
                 for channel in range(g.group_in):
@@ -366,7 +372,7 @@ class GradWeight(_Lined):
         """Gy with channels first."""
         return np.ascontiguousarray(gy.transpose(0, 4, 1, 2, 3)) if self.problem.channels_last else gy
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: None, out: np.ndarray) -> None:
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
         parts = np.zeros((self.shares, p.out_channels * p.group_in * self.row), p.dtype)
         with parallel_region() as threads:
@@ -417,9 +423,9 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 
 
 def build(problem: Problem) -> Kernel:
-    if problem.pass_name == "grad_input":
-        return GradInputByPhases(problem, Forward)
-    return Forward(problem) if problem.pass_name == "forward" else GradWeight(problem)
+    passes: dict[str, Callable[[Problem], Kernel]] = {
+        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, Forward), "grad_weight": GradWeight}
+    return passes[problem.pass_name](problem)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds)

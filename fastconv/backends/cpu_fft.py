@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +44,10 @@ def fast_length(n: int) -> int:
 
 
 def tile_lengths(outputs: tuple[int, ...], extent: tuple[int, ...]) -> tuple[int, ...]:
-    """Transform lengths per axis: the whole axis when it is short, else about four times the kernel, and at least 128
-    along the last axes, so that overlap and call overhead stay small."""
+    """Transform lengths per axis: the whole axis where it is short, else four times the kernel and at least 256.
+
+    Longer ones overlap less, shorter ones stay in the cache.
+    """
     lengths = []
     for n, e in zip(outputs, extent, strict=True):
         whole = n + e - 1
@@ -93,6 +97,11 @@ def weights_first(array: np.ndarray, problem: Problem) -> np.ndarray:
     return array.transpose(4, 3, 0, 1, 2) if problem.channels_last else array
 
 
+def _every(steps: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index of every step-th element on the last three axes."""
+    return (..., *(slice(None, None, step) for step in steps))
+
+
 def take_padded(x: np.ndarray, sources: tuple[np.ndarray, ...], starts: tuple[int, ...], lengths: tuple[int, ...]) -> np.ndarray:
     """The padded input's window [start, start + length) on the last three axes; zeros beyond its end."""
     for axis, source, start, length in zip(AXES, sources, starts, lengths, strict=True):
@@ -130,7 +139,7 @@ class Forward(_Spectral):
         """Conjugate spectra as (F, G, C/G, O/G), or (G, O/G, C/G, F) where a sum over channels is no matrix product."""
         p = self.problem
         kernels = np.zeros((p.out_channels, p.group_in, *self.extent), p.dtype)
-        kernels[(..., *(slice(None, None, d) for d in p.dilation))] = weights_first(w, p)
+        kernels[_every(p.dilation)] = weights_first(w, p)
         spectra = self.transform(kernels).conj().reshape(p.groups, p.group_out, p.group_in, self.frequencies)
         return spectra if p.group_in == 1 else np.ascontiguousarray(spectra.transpose(3, 0, 2, 1))
 
@@ -148,13 +157,13 @@ class Forward(_Spectral):
         for tile, (n, *at) in zip(tiles, places, strict=True):
             starts = tuple(i * step for i, step in zip(at, self.step, strict=True))
             window = take_padded(x[n], self.sources, starts, self.lengths)
-            tile[(slice(None), *map(slice, window.shape[1:]))] = window
+            tile[tuple(map(slice, window.shape))] = window
         sums = self.invert(self._multiply(self.transform(tiles), packed))
         for part, (n, *at) in zip(sums, places, strict=True):
             first = [i * step // s for i, step, s in zip(at, self.step, p.stride, strict=True)]
             last = [min(f + step // s, size) for f, step, s, size in zip(first, self.step, p.stride, p.output_size, strict=True)]
             taken = tuple(slice(0, (stop - start - 1) * s + 1, s) for start, stop, s in zip(first, last, p.stride, strict=True))
-            y[(n, slice(None), *map(slice, first, last))] = part[(slice(None), *taken)]
+            y[n][(slice(None), *(slice(*pair) for pair in zip(first, last, strict=True)))] = part[(slice(None), *taken)]
 
     def _multiply(self, spectra: np.ndarray, packed: np.ndarray) -> np.ndarray:
         p, tiles = self.problem, len(spectra)
@@ -182,10 +191,10 @@ class GradWeight(_Spectral):
     def pack(self, gy: np.ndarray) -> np.ndarray:
         p = self.problem
         stretched = np.zeros((p.batch, p.out_channels, *self.dense), p.dtype)
-        stretched[(..., *(slice(None, None, s) for s in p.stride))] = channels_first(gy, p)
+        stretched[_every(p.stride)] = channels_first(gy, p)
         return self.transform(stretched).conj()
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: None, out: np.ndarray) -> None:
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
         padded = take_padded(channels_first(x, p), self.sources, (0, 0, 0), p.padded_size)
         spectra = self.transform(padded).reshape(p.batch, p.groups, p.group_in, self.frequencies)
@@ -239,7 +248,8 @@ def seconds(problem: Problem, machine: Machine) -> float:
         transforms = p.batch * p.in_channels + p.out_channels * p.group_in
     points = math.prod(lengths)
     peak = machine.flops(p.dtype)
-    transform = transforms * 2.5 * points * math.log2(max(2, points)) / (TRANSFORM_EFFICIENCY * peak * min(machine.threads, max(1, transforms)))
+    rate = TRANSFORM_EFFICIENCY * peak * min(machine.threads, max(1, transforms))
+    transform = transforms * 2.5 * points * math.log2(max(2, points)) / rate
     products = tiles * p.out_channels * p.group_in * points / 2
     return CALL_SECONDS * (1 + tiles / 16) + transform + 8 * products / (PRODUCT_EFFICIENCY * peak)
 
@@ -253,13 +263,14 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
         extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
         lengths, transforms = tile_lengths(p.output_size, extent), p.out_channels * p.group_in
     points = math.prod(lengths)
-    return CALL_SECONDS + transforms * 2.5 * points * math.log2(max(2, points)) / (TRANSFORM_EFFICIENCY * machine.flops(p.dtype) * machine.threads)
+    rate = TRANSFORM_EFFICIENCY * machine.flops(p.dtype) * machine.threads
+    return CALL_SECONDS + transforms * 2.5 * points * math.log2(max(2, points)) / rate
 
 
 def build(problem: Problem) -> Kernel:
-    if problem.pass_name == "grad_input":
-        return GradInputByPhases(problem, Forward)
-    return Forward(problem) if problem.pass_name == "forward" else GradWeight(problem)
+    passes: dict[str, Callable[[Problem], Kernel]] = {
+        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, Forward), "grad_weight": GradWeight}
+    return passes[problem.pass_name](problem)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds, sums_directly=False)

@@ -16,6 +16,7 @@ high-performance matrix multiplication" (2008), sections 4 and 6.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -175,7 +176,8 @@ def gradient_chunks(args, thread):
 @kernel
 def im2col_grad_weight(x, gy, parts, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, counter, threads):
     """parts[share] = gradient of the weights over the share's output points; gy comes packed in panels."""
-    in_threads(gradient_chunks, threads, (x, gy, parts, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, counter))
+    in_threads(gradient_chunks, threads, (x, gy, parts, g, rows, targets, borders, space, chunk, kernel_points, width, splits,
+                                          shares, counter))
 
 
 class Forward:
@@ -192,7 +194,8 @@ class Forward:
         self.splits = min(self.panels, max(1, -(-TASKS_PER_THREAD * self.threads // self.geometry.boxes)))
         blocks = -(-problem.taps * self.width * problem.itemsize // PANEL_BYTES)
         self.k_block = -(-problem.taps // blocks)
-        self.layout = SpaceLayout(self.geometry.packed, (self.geometry.points + TILE_ROWS) * self.width, self.geometry.points + TILE_ROWS)
+        points = self.geometry.points + TILE_ROWS
+        self.layout = SpaceLayout(self.geometry.packed, points * self.width, points)
         self.epilogue = epilogue_of(problem)
 
     def pack(self, w: np.ndarray) -> np.ndarray:
@@ -223,7 +226,8 @@ class GradWeight:
         panels = -(-p.group_out // self.width)
         self.chunk = min(p.group_in, max(1, CHUNK_TAPS // self.kernel_points))
         wanted = TASKS_PER_THREAD * self.threads
-        while self.chunk > 1 and p.groups * -(-p.group_in // self.chunk) * panels < wanted and self.chunk * self.kernel_points > 2 * TILE_ROWS:
+        while (p.groups * -(-p.group_in // self.chunk) * panels < wanted
+               and self.chunk > 1 and self.chunk * self.kernel_points > 2 * TILE_ROWS):
             self.chunk = -(-self.chunk // 2)
         tasks = p.groups * -(-p.group_in // self.chunk)
         self.splits = min(panels, max(1, -(-wanted // tasks)))
@@ -254,13 +258,13 @@ class GradWeight:
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
         return packed_panels(gy, Matrices(p.batch, p.groups, p.group_out, points, p.out_channels * points, *pitches), self.width)
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: None, out: np.ndarray) -> None:
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
         parts = out.reshape(1, -1) if self.shares == 1 else np.empty((self.shares, out.size), out.dtype)
         with parallel_region() as threads:
             im2col_grad_weight(x.reshape(-1), packed, parts, self.geometry, self.rows, self.targets, self.borders,
-                               self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits, self.shares,
-                               np.zeros(1, np.int64), threads if p.flops > SERIAL_FLOPS else 1)
+                               self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits,
+                               self.shares, np.zeros(1, np.int64), threads if p.flops > SERIAL_FLOPS else 1)
         if self.shares > 1:
             np.sum(parts, axis=0, out=out.reshape(-1))
 
@@ -321,9 +325,9 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 
 
 def build(problem: Problem) -> Kernel:
-    if problem.pass_name == "grad_input":
-        return GradInputByPhases(problem, Forward)
-    return Forward(problem) if problem.pass_name == "forward" else GradWeight(problem)
+    passes: dict[str, Callable[[Problem], Kernel]] = {
+        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, Forward), "grad_weight": GradWeight}
+    return passes[problem.pass_name](problem)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds)

@@ -213,7 +213,7 @@ def measure(item: Item, backends: list[str], budget: float, peak: float) -> Resu
         except Exception as error:  # a broken backend is a finding of the verification, not the end of the run
             failures[name] = f"{type(error).__name__}: {error}"
     shares = median_seconds(calls, budget * (1 - BASELINE_SHARE))
-    explained = fc.explain(item.input_shape, item.weight_shape, **item.options)
+    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
     return Result(
         item=item, flops=explained.problem.flops, bytes=explained.problem.bytes, refusals=refusals, failures=failures,
         timings={name: Timing(*shares[name], error=difference(outputs[name], expected)) for name in calls},

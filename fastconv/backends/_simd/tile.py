@@ -1,0 +1,210 @@
+"""Register tiles: tuples of rows * columns vectors, the sums that a micro-kernel keeps in registers."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .vector import (
+    I64,
+    VECTOR_REGISTERS,
+    VectorType,
+    emit_fma,
+    emit_in_order,
+    emit_load,
+    emit_load_masked,
+    emit_splat,
+    emit_store,
+    emit_store_masked,
+    emit_sum,
+    emit_transpose,
+    mask_first,
+    vector_of,
+    zero_of,
+)
+
+TILE_ROWS = 14 if VECTOR_REGISTERS == 32 else 6
+TILE_HALF_ROWS = TILE_ROWS // 2
+TILE_COLUMNS = 2
+# The same for tiles whose lanes are pixels: several output channels at once, or one with more pixels.
+LANES_TILE_ROWS, LANES_TILE_COLUMNS = (4, 6) if VECTOR_REGISTERS == 32 else (4, 2)
+LANES_TILE_SINGLE = 8 if VECTOR_REGISTERS == 32 else 6
+DOT_TILE = 6  # taps of a weight gradient at once
+
+
+
+def _tile_type(p: types.CPointer, rows: types.IntegerLiteral, columns: types.IntegerLiteral) -> types.UniTuple:
+    return types.UniTuple(vector_of(p), rows.literal_value * columns.literal_value)
+
+
+def _grid(tile: types.UniTuple, rows: types.IntegerLiteral) -> tuple[VectorType, int, int]:
+    """Vector type, rows and columns of a tile."""
+    return tile.dtype, rows.literal_value, len(tile) // rows.literal_value
+
+
+@intrinsic(prefer_literal=True)
+def tile_columns_of(typingctx, p, rows, columns):
+    """A tile whose row r is the element p[r] in every lane."""
+    tile = _tile_type(p, rows, columns)
+
+    def codegen(context, builder, signature, args):
+        vectors = []
+        for r in range(rows.literal_value):
+            vectors += [emit_splat(builder, builder.load(builder.gep(args[0], [I64(r)])), tile.dtype.lanes)] * columns.literal_value
+        return context.make_tuple(builder, tile, vectors)
+
+    return tile(p, rows, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_zeros(typingctx, p, rows, columns):
+    """A tile of zeros."""
+    tile = _tile_type(p, rows, columns)
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(builder, tile, [zero_of(tile.dtype)] * len(tile))
+
+    return tile(p, rows, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typingctx, p, pitch, rows, columns):
+    """A tile from memory; its rows are `pitch` elements apart."""
+    tile = _tile_type(p, rows, columns)
+
+    def codegen(context, builder, signature, args):
+        vectors = []
+        for r in range(rows.literal_value):
+            start = builder.gep(args[0], [builder.mul(args[1], I64(r))])
+            vectors += [emit_load(builder, tile.dtype, start, j * tile.dtype.lanes) for j in range(columns.literal_value)]
+        return context.make_tuple(builder, tile, vectors)
+
+    return tile(p, types.intp, rows, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_store(typingctx, p, pitch, tile, rows):
+    """Write a tile to memory; its rows are `pitch` elements apart."""
+    vector, height, width = _grid(tile, rows)
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[2])
+        for r in range(height):
+            start = builder.gep(args[0], [builder.mul(args[1], I64(r))])
+            for j in range(width):
+                emit_store(builder, vector, values[r * width + j], start, j * vector.lanes)
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, tile, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_outer(typingctx, tile, x, offsets, w, rows):
+    """tile[r][c] += x[offsets[r]] * w[c * lanes:]: one step of the GEMM micro-kernel. `offsets` points to int32."""
+    vector, height, width = _grid(tile, rows)
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[0])
+        columns = [emit_load(builder, vector, args[3], j * vector.lanes) for j in range(width)]
+        new = []
+        for r in range(height):
+            offset = builder.sext(builder.load(builder.gep(args[2], [I64(r)])), I64)
+            left = emit_splat(builder, builder.load(builder.gep(args[1], [offset])), vector.lanes)
+            new += emit_in_order(builder, [emit_fma(builder, vector, left, columns[j], values[r * width + j]) for j in range(width)])
+        return context.make_tuple(builder, tile, new)
+
+    return tile(tile, x, offsets, w, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_lanes(typingctx, tile, x, offsets, w, rows):
+    """tile[r][c] += w[r] * x[offsets[c]:]: the step of the direct kernels, whose lanes are pixels."""
+    vector, height, width = _grid(tile, rows)
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[0])
+        columns = []
+        for c in range(width):
+            offset = builder.sext(builder.load(builder.gep(args[2], [I64(c)])), I64)
+            columns.append(emit_load(builder, vector, args[1], offset))
+        new = []
+        for r in range(height):
+            left = emit_splat(builder, builder.load(builder.gep(args[3], [I64(r)])), vector.lanes)
+            new += emit_in_order(builder, [emit_fma(builder, vector, left, columns[c], values[r * width + c]) for c in range(width)])
+        return context.make_tuple(builder, tile, new)
+
+    return tile(tile, x, offsets, w, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot(typingctx, tile, x, offsets, g):
+    """tile[r] += g[0:] * x[offsets[r]:]: the step of the direct weight gradient, one row a tap."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        right = emit_load(builder, vector, args[3])
+        new = []
+        for r, value in enumerate(cgutils.unpack_tuple(builder, args[0])):
+            offset = builder.sext(builder.load(builder.gep(args[2], [I64(r)])), I64)
+            new.append(emit_fma(builder, vector, emit_load(builder, vector, args[1], offset), right, value))
+        return context.make_tuple(builder, tile, new)
+
+    return tile(tile, x, offsets, g), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot_first(typingctx, tile, x, offsets, g, count):
+    """The same with the first `count` lanes only."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        mask = mask_first(builder, args[4], vector.lanes)
+        right = emit_load_masked(builder, vector, mask, args[3])
+        new = []
+        for r, value in enumerate(cgutils.unpack_tuple(builder, args[0])):
+            offset = builder.sext(builder.load(builder.gep(args[2], [I64(r)])), I64)
+            new.append(emit_fma(builder, vector, emit_load_masked(builder, vector, mask, args[1], offset), right, value))
+        return context.make_tuple(builder, tile, new)
+
+    return tile(tile, x, offsets, g, types.intp), codegen
+
+
+@intrinsic
+def tile_totals(typingctx, tile, target):
+    """target[r] += the sum of row r's lanes, for a tile of one column."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        add = builder.fadd if vector.is_float else builder.add
+        for r, value in enumerate(cgutils.unpack_tuple(builder, args[0])):
+            address = builder.gep(args[1], [I64(r)])
+            builder.store(add(builder.load(address), emit_sum(builder, vector, value)), address)
+        return context.get_dummy_value()
+
+    return types.void(tile, target), codegen
+
+
+@intrinsic
+def transpose_block(typingctx, source, source_pitch, rows, columns, target, target_pitch, width):
+    """target[c * target_pitch + r] = source[r * source_pitch + c] for c < columns and r < width, both at most a vector's lanes.
+
+    Source rows from `rows` on are taken as zero, and their memory is not touched.
+    """
+    vector = vector_of(source)
+
+    def codegen(context, builder, signature, args):
+        source, source_pitch, rows, columns, target, target_pitch, width = args
+        read, write = (mask_first(builder, count, vector.lanes) for count in (columns, width))
+        nothing = ir.Constant(read.type, [0] * vector.lanes)
+        block = []
+        for r in range(vector.lanes):
+            row_mask = builder.select(builder.icmp_signed("<", I64(r), rows), read, nothing)
+            block.append(emit_load_masked(builder, vector, row_mask, source, builder.mul(source_pitch, I64(r))))
+        for c, column in enumerate(emit_transpose(builder, block)):
+            with builder.if_then(builder.icmp_signed("<", I64(c), columns), likely=True):
+                emit_store_masked(builder, vector, column, write, target, builder.mul(target_pitch, I64(c)))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, types.intp, target, types.intp, types.intp), codegen

@@ -1,0 +1,55 @@
+"""Measured times of the backends on one problem: what `tune` and FASTCONV_TUNE=measure rank by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from .backends import Backend, load
+from .problem import Problem
+
+__all__ = ["measure"]
+
+
+def measure(problem: Problem, prepacked: bool = True, budget: float = 0.2) -> dict[str, float]:
+    """Measured seconds of each backend that takes a lowered problem, taken in turns; what is hopeless gets one run."""
+    rng = np.random.default_rng(0)
+    shapes = problem.shapes
+    first, second = (_random(rng, shape, problem.dtype) for shape in shapes[:2])
+    bias = _random(rng, (problem.epilogue_channels,), problem.dtype) if problem.bias else None
+    out = np.empty(shapes[2], problem.dtype)
+    runs = {}
+    for name, backend in load(problem.device).items():
+        if backend.refuses(problem) is None:
+            runs[name] = _timed_run(backend, problem, prepacked, first, second, bias, out)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for name, run in runs.items():
+        run()  # compiles, and warms the caches
+        times[name].append(run())
+    best = min(min(t) for t in times.values())
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end and len(times[next(iter(times))]) < 50:
+        for name, run in runs.items():
+            if times[name][0] < 4 * best:
+                times[name].append(run())
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    kind = np.dtype(dtype)
+    return rng.integers(-9, 9, shape).astype(kind) if kind.kind == "i" else rng.standard_normal(shape, kind)
+
+
+def _timed_run(backend: Backend, problem: Problem, prepacked: bool, first: np.ndarray, second: np.ndarray,
+               bias: np.ndarray | None, out: np.ndarray) -> Callable[[], float]:
+    kernel = backend.build(problem)
+    packed = kernel.pack(second)
+
+    def run() -> float:
+        start = time.perf_counter()
+        kernel.run(first, packed if prepacked else kernel.pack(second), bias, out)
+        return time.perf_counter() - start
+
+    return run
