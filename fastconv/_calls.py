@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,12 @@ import numpy as np
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype
 from .dispatcher import Choice, Plan, current_choice, plan
-from .problem import Options, Problem
+from .problem import ACCURACIES, Options, Problem
 
 __all__ = ["Convolution", "batched", "bias_gradient", "check_shape", "frozen", "make_options", "run", "shape_of"]
 
 CALLS_KEPT = 4096
+SHAPES_KEPT = 16  # of one plan, each with its packed weights
 
 
 # -- check ----------------------------------------------------------------------------------------------------------------
@@ -69,24 +71,34 @@ def make_options(stride: Any, padding: Any, dilation: Any, groups: Any, padding_
     """The options of a call, hashable; the accuracy defaults to FASTCONV_ACCURACY."""
     if accuracy is None:
         accuracy = os.environ.get("FASTCONV_ACCURACY") or "default"
-    options = Options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
-    try:
-        hash(options)
-    except TypeError:
-        return Options(*(frozen(getattr(options, field)) for field in Options.__dataclass_fields__))
-    return options
+        if accuracy not in ACCURACIES:
+            raise ValueError(f"FASTCONV_ACCURACY must be one of {', '.join(ACCURACIES)}; got {accuracy!r}")
+    return Options(frozen(stride, "stride"), frozen(padding, "padding"), frozen(dilation, "dilation"), frozen(groups, "groups"),
+                   _named(padding_mode, "padding_mode"), _named(layout, "layout"), _named(activation, "activation"), accuracy)
 
 
-def frozen(value: Any) -> Any:
-    """Lists and arrays as tuples, so that they can be part of a key."""
+def frozen(value: Any, name: str) -> Any:
+    """An option as part of a key: integers as int, sequences as tuples; what else equals an integer is refused.
+
+    True and 1.0 would find the key of 1.
+    """
+    if type(value) is int or value is None or type(value) is str:
+        return value
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return tuple(frozen(item) for item in value)
+        return tuple(frozen(item, name) for item in value)
+    if not isinstance(value, (bool, np.bool_)) and hasattr(value, "__index__"):
+        return value.__index__()
+    raise TypeError(f"{name} must be an integer, a name or a sequence of integers, got {value!r}")
+
+
+def _named(value: Any, name: str) -> Any:
+    """A name as part of a key; `Problem` says which names there are."""
     try:
         hash(value)
     except TypeError:
-        raise TypeError(f"options must be numbers, names or sequences of them, got {value!r}") from None
+        raise TypeError(f"{name} must be a name, got {value!r}") from None
     return value
 
 
@@ -141,13 +153,10 @@ def _execute(call: _Call, names: tuple[str, str], first: np.ndarray, second: np.
     if call.computed.kind == "i":
         check_integer_range(call.computed, _terms(problem), prepared_bias, **{names[0]: first, names[1]: second})
     target = _target(out, call, first, second, bias)
-    if problem.flops == 0 or target.size == 0:
-        _empty_sum(problem, prepared_bias, target)
-    else:
-        x = as_operand(first, call.computed, call.shapes[0])
-        if packed is None:
-            packed = call.plan.pack(as_operand(second, call.computed, call.shapes[1]))
-        call.plan.run(x, packed, prepared_bias, target)
+    x = as_operand(first, call.computed, call.shapes[0])
+    if packed is None:
+        packed = call.plan.pack(as_operand(second, call.computed, call.shapes[1]))
+    call.plan.run(x, packed, prepared_bias, target)
     result = target.reshape(shape)
     if out is None:
         return result if result.dtype == call.result else result.astype(call.result)
@@ -173,30 +182,11 @@ def _terms(problem: Problem) -> int:
     return problem.batch * math.prod(problem.output_size)
 
 
-def _empty_sum(problem: Problem, bias: np.ndarray | None, out: np.ndarray) -> None:
-    """The result where there is nothing to sum over: the bias, through the activation."""
-    out[...] = 0
-    if bias is not None:
-        out += bias if problem.channels_last else bias[:, None, None, None]
-    if problem.activation is not None and out.size:
-        _activate(problem.activation, out)
-
-
-def _activate(name: str, out: np.ndarray) -> None:
-    from .backends._activation import CODES, apply
-    from .backends._phases import RECTIFIERS
-
-    if name in CODES:
-        apply(name, out)
-        return
-    slope, ceiling = RECTIFIERS[name]
-    out[...] = np.minimum(np.where(out < 0, out * slope, out), ceiling)
-
-
 def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
     """The sum of gy over all but its channels."""
     axis = gy.ndim - 1 if str(layout).endswith("C") else gy.ndim - ndim - 1
-    return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
 
 
 class Convolution:
@@ -211,7 +201,7 @@ class Convolution:
         self._bias = None if bias is None else as_array("bias", bias).copy()
         self._options = options
         self._backend = backend
-        self._packed: dict[Any, tuple[_Call, Any]] = {}
+        self._packed: OrderedDict[Any, tuple[_Call, Any]] = OrderedDict()
         self._shape = None if input_shape is None else shape_of("input_shape", input_shape)
         if self._shape is not None:
             if len(self._shape) == ndim + 1:
@@ -233,8 +223,10 @@ class Convolution:
                            self._backend, None, prepacked=True)
             if self._bias is not None:
                 as_bias(self._bias, call.plan.problem.epilogue_channels, computed)
-            packed = call.plan.pack(as_operand(self._w, computed, call.shapes[1])) if self._w.size else ()
+            packed = call.plan.pack(as_operand(self._w, computed, call.shapes[1]))
             made = self._packed[key] = (call, packed)
+            while len(self._packed) > SHAPES_KEPT:
+                self._packed.popitem(last=False)
         return made
 
     @property

@@ -105,7 +105,7 @@ def _make_transpose(ndim: int) -> Callable[..., np.ndarray]:
         options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
         w = as_array("w", w)
         return run("transposed", ndim, ("x", "w"), x, w.conj() if w.dtype.kind == "c" else w, bias, options, backend, out,
-                    frozen(output_padding))
+                    frozen(output_padding, "output_padding"))
 
     return _named(conv_transpose, f"conv_transpose{ndim}d", ndim, """\
     Transpose a convolution: each input point adds its multiple of the kernel to the output.
@@ -273,7 +273,8 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
         gy, x, w = as_array("gy", gy), as_array("x", x), as_array("w", w)
         options = make_options(stride, padding, dilation, groups, layout=layout)
         shape = batched("x", x, ndim)[0].shape
-        problem = Problem.create_transposed(ndim, shape, w.shape, common_dtype(gy=gy, w=w)[0].name, options, frozen(output_padding))
+        dtype = common_dtype(gy=gy, w=w)[0].name
+        problem = Problem.create_transposed(ndim, shape, w.shape, dtype, options, frozen(output_padding, "output_padding"))
         check_shape("gy", batched("gy", gy, ndim)[0].shape, problem.public_shape(problem.input_shape))
         reached = gy[_reached(problem, gy)]
         gx = conv(reached, w.conj() if w.dtype.kind == "c" else w, **same)

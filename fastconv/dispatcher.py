@@ -21,7 +21,7 @@ import numpy as np
 from . import wisdom
 from .backends import BackendError, Kernel, load
 from .explanation import Candidate, Explanation, describe, machine
-from .lowering import lower
+from .lowering import EmptySum, lower
 from .measuring import measure
 from .problem import Options, Problem, computing_dtype
 
@@ -183,8 +183,8 @@ def _plan(problem: Problem, choice: Choice, prepacked: bool, threads: int, gener
         candidates = rank(lowered, prepacked)
         name, reason = candidates[0].name, "measured to be the fastest just now (FASTCONV_TUNE=measure)"
     backend = load(lowered.device)[name]
-    kernel = backend.build(lowered)
-    if not backend.sums_directly:
+    kernel: Kernel = backend.build(lowered) if lowered.flops else EmptySum(lowered)
+    if lowered.flops and not backend.sums_directly:
         kernel = ExactNonFinite(kernel, lowered, candidates)
     return Plan(problem, name, wrap(kernel), tuple(candidates), reason)
 
@@ -200,8 +200,13 @@ def _choose(candidates: Sequence[Candidate], choice: Choice, problem: Problem) -
     message = f"backend {choice.name!r} cannot compute this problem: {asked.refusal} ({describe(problem)})"
     if choice.source != "FASTCONV_BACKEND":
         raise BackendError(message)
-    warnings.warn(f"FASTCONV_BACKEND: {message}; using {best.name!r}", BackendFallbackWarning, stacklevel=6)
+    _warn_once(f"FASTCONV_BACKEND: {message}; using {best.name!r}")
     return best.name, f"{reason}; {choice.name!r} refused: {asked.refusal}"
+
+
+@functools.lru_cache(maxsize=PLANS_KEPT)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, BackendFallbackWarning, stacklevel=9)
 
 
 def _tuning() -> bool:
@@ -250,6 +255,8 @@ def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtyp
         raise TypeError(f"dtype must name a NumPy dtype, got {dtype!r}") from None
     if np.dtype(name).kind not in "iufc":
         raise TypeError(f"dtype must be a number type, got {dtype!r}")
+    if not 3 <= len(input_shape) <= 5:
+        raise ValueError(f"input_shape must have 3 to 5 entries, the batch axis included, got {tuple(input_shape)}")
     return Problem.create(pass_name, len(input_shape) - 2, input_shape, weight_shape, computing_dtype(np.dtype(name)),
                           Options(**options), bias=bias)
 

@@ -14,12 +14,32 @@ from typing import Any
 import numpy as np
 
 from .backends import Kernel
+from .backends._rectifiers import RECTIFIERS
 from .problem import Problem
 
-__all__ = ["lower"]
+__all__ = ["EmptySum", "lower"]
 
-RECTIFIERS = (None, "relu", "relu6", "leaky_relu")
 REAL_OF = {"complex64": "float32", "complex128": "float64"}
+
+
+class EmptySum:
+    """The kernel of a problem without products: the bias, through the activation."""
+
+    scratch_bytes = 0
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+
+    def pack(self, second: np.ndarray) -> None:
+        return None
+
+    def run(self, first: np.ndarray, packed: None, bias: np.ndarray | None, out: np.ndarray) -> None:
+        out[...] = 0
+        if bias is not None:
+            out += bias if self.problem.channels_last else bias[:, None, None, None]
+        if self.problem.activation is not None:
+            slope, ceiling = RECTIFIERS[self.problem.activation]
+            out[...] = np.minimum(np.where(out < 0, out * slope, out), ceiling)
 
 
 def lower(problem: Problem) -> tuple[Problem, Callable[[Kernel], Kernel]]:
@@ -100,7 +120,8 @@ def _fold(part: np.ndarray, axis: int, source: np.ndarray, low: int, size: int) 
     lines = np.moveaxis(part, axis, 0)
     folded = lines[low:low + size].copy()
     for position in (*range(low), *range(low + size, source.size)):
-        folded[source[position]] += lines[position]
+        with np.errstate(invalid="ignore", over="ignore"):
+            folded[source[position]] += lines[position]
     return np.moveaxis(folded, 0, axis)
 
 
@@ -130,8 +151,8 @@ class ComplexKernel(_Wrapper):
             result = np.empty(doubled, self.real)
         stacked = None
         if bias is not None:
-            pairs = np.stack([bias.real, bias.imag]).reshape(2, p.groups, -1)
-            stacked = np.ascontiguousarray(pairs.swapaxes(0, 1), self.real).reshape(-1)
+            pairs = np.stack([bias.real, bias.imag]).reshape(2, p.groups, bias.size // p.groups)
+            stacked = np.ascontiguousarray(pairs.swapaxes(0, 1), self.real).reshape(2 * bias.size)
         self.inner.run(self._stack_image(first), packed, stacked, result)
         (self._unstack_weights if p.pass_name == "grad_weight" else self._unstack_image)(result, out)
 
@@ -142,20 +163,21 @@ class ComplexKernel(_Wrapper):
     def _stack_image(self, image: np.ndarray) -> np.ndarray:
         """(N, G, 2, C/G, ...) of a complex (N, C, ...)."""
         lines = np.moveaxis(image, self._channel_axis, 0)
-        parts = np.stack([lines.real, lines.imag]).reshape(2, self.problem.groups, -1, *lines.shape[1:])
-        whole = parts.swapaxes(0, 1).reshape(-1, *lines.shape[1:])
+        groups, per_group = self.problem.groups, len(lines) // self.problem.groups
+        parts = np.stack([lines.real, lines.imag]).reshape(2, groups, per_group, *lines.shape[1:])
+        whole = parts.swapaxes(0, 1).reshape(2 * len(lines), *lines.shape[1:])
         return np.ascontiguousarray(np.moveaxis(whole, 0, self._channel_axis), self.real)
 
     def _unstack_image(self, result: np.ndarray, out: np.ndarray) -> None:
         lines, target = np.moveaxis(result, self._channel_axis, 0), np.moveaxis(out, self._channel_axis, 0)
-        pairs = lines.reshape(self.problem.groups, 2, -1, *lines.shape[1:])
+        pairs = lines.reshape(self.problem.groups, 2, len(target) // self.problem.groups, *lines.shape[1:])
         target.real[...] = pairs[:, 0].reshape(target.shape)
         target.imag[...] = pairs[:, 1].reshape(target.shape)
 
     def _grouped(self, w: np.ndarray) -> np.ndarray:
         """A view of weights as (groups, O/G, C/G, kernel...)."""
         w = w.transpose(4, 3, 0, 1, 2) if self.problem.channels_last else w
-        return w.reshape(self.problem.groups, -1, *w.shape[1:])
+        return w.reshape(self.problem.groups, len(w) // self.problem.groups, *w.shape[1:])
 
     def _stack_weights(self, w: np.ndarray) -> np.ndarray:
         w = self._grouped(w)

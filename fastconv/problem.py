@@ -94,6 +94,7 @@ class Problem:
     def create(pass_name: str, ndim: int, input_shape: Sequence[int], weight_shape: Sequence[int], dtype: str,
                options: Options, *, bias: bool = False, device: str = "cpu") -> Problem:
         """Check the caller's arguments and resolve them; shapes are batched ones, in the caller's layout."""
+        _check_name("pass_name", pass_name, PASSES)
         layout = _check_layout(options.layout, ndim)
         batch, channels, size = _split_shape("x", input_shape, ndim, layout)
         out_channels, group_channels, kernel = _split_weight_shape(weight_shape, ndim, layout)

@@ -7,6 +7,7 @@ to it, the dispatcher follows it. A damaged or foreign file is ignored with one 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -34,6 +35,7 @@ class Store:
 
     def update(self, entries: Mapping[str, Mapping[str, float]]) -> None:
         """Add measurements; plans made before are made again."""
+        self.load_stored()
         with self._lock:
             for key, times in entries.items():
                 self.entries[key] = {**self.entries.get(key, {}), **times}
@@ -41,11 +43,13 @@ class Store:
 
     def measured(self, problem: Problem) -> dict[str, float]:
         """Measured seconds by backend, empty where none were."""
-        if not self._loaded:
-            self._load_stored()
+        self.load_stored()
         return self.entries.get(key_of(problem), {}) if self.entries else {}
 
-    def _load_stored(self) -> None:
+    def load_stored(self) -> None:
+        """Read the file in the cache directory, once a process."""
+        if self._loaded:
+            return
         self._loaded = True
         path = stored_path()
         if path is not None and path.exists():
@@ -67,7 +71,7 @@ def key_of(problem: Problem) -> str:
     """CPU, threads, library version and the problem, as a line of text."""
     from .backends._jit import cpu_target, num_threads
 
-    fields = ",".join(str(value).replace(" ", "") for value in vars(problem).values() if not hasattr(value, "shape"))
+    fields = ",".join(str(getattr(problem, field.name)).replace(" ", "") for field in dataclasses.fields(problem))
     return f"{cpu_target()[1]}|{num_threads()} threads|{__version__}|{fields}"
 
 
@@ -109,6 +113,7 @@ def save(path: str | os.PathLike[str] | None = None) -> None:
 
     target = Path(path) if path is not None else stored_path()
     if target is not None:
+        store.load_stored()
         content = {"format": FORMAT, "library": __version__, "entries": store.entries}
         write_atomically(target, json.dumps(content, indent=0, sort_keys=True).encode())
 

@@ -1,6 +1,7 @@
 """Settings of the whole suite: an own cache directory, no FASTCONV_ variables from outside, derandomised hypothesis."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ def pytest_configure(config):
     """Kernels compiled by the suite stay between its runs, and neither read nor write the user's wisdom."""
     for name in VARIABLES:
         os.environ.pop(name, None)
-    if "FASTCONV_CACHE_DIR" not in os.environ:
-        cache = config.cache.mkdir("fastconv") if config.cache is not None else Path(config.rootpath) / ".pytest_cache"
-        os.environ["FASTCONV_CACHE_DIR"] = str(cache)
+    cache = getattr(config, "cache", None)  # None under `-p no:cacheprovider`
+    directory = cache.mkdir("fastconv") if cache is not None else Path(tempfile.mkdtemp(prefix="fastconv"))
+    os.environ["FASTCONV_CACHE_DIR"] = str(directory)
 
 
 @pytest.fixture(autouse=True)

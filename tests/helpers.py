@@ -86,14 +86,25 @@ def public(name, ndim):
     return getattr(fc, name.format(ndim))
 
 
-def tolerance(backend, dtype):
-    """Largest allowed error, relative to the largest absolute value of the result."""
+def tolerance(backend, dtype, terms=0):
+    """Largest allowed error, relative to the largest absolute value of the result, where up to `terms` products are summed."""
     dtype = np.dtype(dtype).name
-    return FLOAT32_TOLERANCE.get(backend, DEFAULT_TOLERANCE) if dtype == "float32" else OTHER_TOLERANCE[dtype]
+    plain = FLOAT32_TOLERANCE.get(backend, DEFAULT_TOLERANCE) if dtype == "float32" else OTHER_TOLERANCE[dtype]
+    return plain * max(1.0, math.sqrt(terms / 1000))
 
 
-def assert_close(actual, desired, relative):
-    """Every element within `relative` times the largest absolute value of what is desired."""
+def terms(case, pass_name):
+    """Products in each sum of the pass."""
+    data = operands(case)
+    last = case.options.get("layout") in reference.CHANNELS_LAST
+    outputs, kernel = (data.w.shape[-1], data.w.shape[:-2]) if last else (data.w.shape[0], data.w.shape[2:])
+    if pass_name == "forward":
+        return data.w.size // outputs
+    return outputs // case.options.get("groups", 1) * math.prod(kernel) if pass_name == "grad_input" else data.gy.size // outputs
+
+
+def assert_close(actual, desired, relative, scale=None):
+    """Every element within `relative` times `scale`, by default the largest absolute value of what is desired."""
     assert actual.shape == desired.shape, f"shape {actual.shape}, expected {desired.shape}"
     if desired.size == 0:
         return
@@ -101,7 +112,7 @@ def assert_close(actual, desired, relative):
     assert not np.isnan(error).any(), (
         f"{np.isnan(error).sum()} of {error.size} elements are nan, the first at {_first(np.isnan(error))}"
     )
-    scale = np.abs(desired).max()
+    scale = np.abs(desired).max() if scale is None else scale
     worst = np.unravel_index(error.argmax(), error.shape)
     assert error.max() <= relative * scale, (
         f"error {error.max() / (scale or 1):.2e} of the largest value, allowed {relative:.0e}; at {tuple(map(int, worst))} "
@@ -153,8 +164,3 @@ def python(source, *, timeout=240, **variables):
 def root():
     """The folder that `fastconv` was imported from, so that a fresh interpreter imports the same one."""
     return os.path.dirname(os.path.dirname(os.path.abspath(fc.__file__)))
-
-
-def slack(terms):
-    """Growth of a sum's rounding error beyond the thousand terms that the tolerances are for."""
-    return max(1.0, math.sqrt(terms / 1000))

@@ -82,7 +82,7 @@ def conv_transpose_backward(gy, x, w, *, stride=1, padding=0, output_padding=0, 
     stride, dilation = per_axis(stride, x.ndim - 2), per_axis(dilation, x.ndim - 2)
     pads, _ = transposed_geometry(x.shape[2:], w.shape[2:], stride, padding, output_padding, dilation)
     gypad = pad(gy, pads, "zeros")
-    gx = _correlate(gypad, w.conj(), stride, dilation, groups)
+    gx = _correlate(gypad, w.conj(), stride, dilation, groups)[(..., *map(slice, x.shape[2:]))]  # no x is at output padding
     gw = _tap_products(x.conj(), gypad, w.shape[2:], stride, dilation, groups)
     if layout in CHANNELS_LAST:
         gw = np.moveaxis(gw, (0, 1), (-1, -2))

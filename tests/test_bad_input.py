@@ -101,7 +101,7 @@ ARRAYS = [
             np.ones(0),
         )
     ),
-    wrong("conv2d", X.astype(np.int8), W.astype(np.int8), np.ones(6), match=r"\bbias\b"),
+    wrong("conv2d", X.astype(np.int8), W.astype(np.int8), np.ones(6), out=None, match=r"\bbias\b", error=TypeError),
     wrong("conv2d", np.ones((1, 5, 8, 9)), W, match=r"\bx\b|\bw\b", error=ValueError),
     wrong("conv2d", X, np.ones((6, 4, 9, 9)), match="kernel", error=ValueError),
     wrong("conv2d", X, W, dilation=5, match="kernel", error=ValueError),
@@ -189,6 +189,9 @@ OTHERS = [
     wrong("depthwise_conv2d", "x", W, match=r"\bx\b"),
     wrong("explain", X.shape, (6, 5, 3, 3), match=r"\bw\b|\bx\b", error=ValueError),
     wrong("explain", X.shape, W.shape, dtype="float99", match="dtype", error=TypeError),
+    wrong("explain", (8, 9), W.shape, match="input_shape|shape of x|x must", error=ValueError),
+    wrong("explain", "1489", W.shape, match="input_shape|shape of x|x must"),
+    wrong("explain", X.shape, W.shape, pass_name="backward", match="pass_name.*grad_input", error=ValueError),
     wrong("explain", X.shape, W.shape, stride=0, match="stride", error=ValueError),
     wrong("backends", "tpu", match="device", error=ValueError),
     wrong("set_num_threads", 0, match="count|threads", error=ValueError),
@@ -265,6 +268,27 @@ def test_unknown_names_list_the_valid_ones():
         fc.conv2d(X, W, backend="fastest")
     for name in fc.backends():
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("stride", True),
+        ("stride", 1.0),
+        ("groups", True),
+        ("groups", 1.0),
+        ("padding", 0.0),
+        ("padding", ((0, 0), (0, False))),
+        ("dilation", (1, 1.0)),
+        ("dilation", np.float64(1)),
+    ],
+)
+def test_equal_values_of_other_types_are_not_taken_from_a_cache(option, value):
+    """1 == 1.0 == True, yet only the integer is right, also when the same call with it came before."""
+    fc.conv2d(X, W, **{option: {"padding": 0}.get(option, 1)})
+    fc.conv2d(X, W, padding=((0, 0), (0, 0)), dilation=(1, 1))
+    with pytest.raises(TypeError, match=option):
+        fc.conv2d(X, W, **{option: value})
 
 
 def test_errors_do_not_stick():

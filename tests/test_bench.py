@@ -1,10 +1,10 @@
 """The benchmark: its suite is what it says, wrong results are found, and the page and the files are well-formed."""
 
+import itertools
 import json
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -149,6 +149,13 @@ def test_every_backend_is_timed_refused_or_failed():
     assert result.chosen in fc.backends()
 
 
+def test_without_patience_the_first_call_stands():
+    item = suite.items("lenet")[0]
+    result = measure.measure(item, ["direct", "im2col"], budget=0.02, peak=PEAK, patience={"direct": 0.0})
+    assert result.timings["direct"].calls == 1
+    assert result.timings["im2col"].calls > 1
+
+
 def test_a_backend_that_raises_is_a_failure_not_the_end(monkeypatch):
     item = suite.items("lenet")[0]
     plan_conv2d = fc.plan_conv2d
@@ -199,13 +206,13 @@ def test_rates_of_a_result():
     assert synthetic_result(suite.items("lenet")[0], chosen="im2col").shown == "fft"
 
 
-def test_median_seconds_takes_turns_and_keeps_to_the_budget():
+def test_median_seconds_takes_turns_and_keeps_to_the_budget(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) / 1024)  # exact sums
     order = []
-    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    times = measure.median_seconds(calls, 0.003)
-    assert all(count >= 1 and seconds >= 0 for seconds, count in times.values())
-    changes = sum(first != second for first, second in pairwise(order))
-    assert changes == 2 * measure.TURNS - 1
+    times = measure.median_seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 12 / 1024)
+    assert "".join(order) == "aabb" * measure.TURNS
+    assert times == {name: (1 / 1024, 2 * measure.TURNS) for name in "ab"}
 
 
 # -- table, files and page ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cases import BY_NAME, CASES, named
-from helpers import PASSES, assert_close, expected, operands, poisoned, public, run_pass, tolerance
+from helpers import PASSES, assert_close, expected, operands, poisoned, public, run_pass, terms, tolerance
 
 import fastconv as fc
 
@@ -37,7 +37,7 @@ def test_pass(case, pass_name, backend, dtype):
         _check_refusal(refusal, backend, out)
         pytest.skip(f"refused: {refusal}")
     assert result is out
-    assert_close(out, expected(case, pass_name), tolerance(backend, dtype))
+    assert_close(out, expected(case, pass_name), tolerance(backend, dtype, terms(case, pass_name)))
     assert (first.tobytes(), second.tobytes()) == before
 
 
@@ -57,7 +57,7 @@ def test_automatic_choice(case, pass_name, dtype):
     first, second = (a.astype(dtype) for a in operands(case).of(pass_name))
     result = run_pass(case, pass_name, first, second)
     assert result.dtype == dtype
-    assert_close(result, expected(case, pass_name), tolerance("any", dtype))
+    assert_close(result, expected(case, pass_name), tolerance("any", dtype, terms(case, pass_name)))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

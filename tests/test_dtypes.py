@@ -63,6 +63,14 @@ def test_float16_accumulates_in_float32():
     assert y.item() == 4000
 
 
+def test_float16_bias_gradient():
+    """The same for the sum over gy: 12800 ones."""
+    gb = fc.conv2d_backward(
+        np.ones((2, 3, 80, 80), np.float16), np.ones((2, 1, 80, 80), np.float16), np.ones((3, 1, 1, 1), np.float16)
+    )[2]
+    np.testing.assert_array_equal(gb, np.full(3, 12800, np.float16))
+
+
 @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import reference
 from cases import named
-from helpers import PASSES, assert_close, assert_same_nonfinite, operands, poisoned, reference_pass, run_pass, tolerance
+from helpers import PASSES, assert_close, assert_same_nonfinite, operands, poisoned, reference_pass, run_pass, terms, tolerance
 
 import fastconv as fc
 
@@ -52,7 +53,9 @@ def check_each(case, pass_name, first, second, dtype):
     for backend, result in run_each(case, pass_name, first, second, dtype):
         try:
             assert_same_nonfinite(result, desired)
-            assert_close(np.where(finite, result, 0), np.where(finite, desired, 0), tolerance(backend, dtype))
+            assert_close(
+                np.where(finite, result, 0), np.where(finite, desired, 0), tolerance(backend, dtype, terms(case, pass_name))
+            )
         except AssertionError as error:
             raise AssertionError(f"{backend}: {error}") from None
 
@@ -107,7 +110,7 @@ def test_large_values_do_not_overflow(case, pass_name):
             f"{backend} overflows in {np.count_nonzero(~np.isfinite(result))} of {result.size} elements"
         )
         try:
-            assert_close(result, desired, tolerance(backend, np.float32))
+            assert_close(result, desired, tolerance(backend, np.float32, terms(case, pass_name)))
         except AssertionError as error:
             raise AssertionError(f"{backend}: {error}") from None
 
@@ -150,6 +153,23 @@ def test_nan_passes_through_activations(activation, backend):
         assert backend != "direct"
         pytest.skip(f"{backend} refuses")
     np.testing.assert_array_equal(np.isnan(y), np.isnan(reference_pass(case, "forward", x, data.w)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", fc.backends())
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "sigmoid", "tanh"])
+def test_infinities_meet_activations(activation, backend, dtype):
+    """relu(-inf) is 0 and not 0 * -inf, relu6(inf) is 6, tanh(inf) is 1."""
+    x, w = np.ones((1, 1, 9, 20), dtype), np.ones((1, 1, 3, 3), dtype)
+    x[0, 0, 4, 4], x[0, 0, 4, 14] = np.inf, -np.inf
+    desired = reference.conv(x, w, activation=activation)
+    try:
+        y = fc.conv2d(x, w, activation=activation, backend=backend)
+    except fc.BackendError:
+        assert backend != "direct"
+        pytest.skip(f"{backend} refuses")
+    assert_same_nonfinite(y, desired)
+    np.testing.assert_allclose(y, desired, rtol=1e-5)
 
 
 def test_nan_bias_stays_in_its_channel():

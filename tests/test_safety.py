@@ -5,6 +5,8 @@ import os
 import pytest
 from helpers import python
 
+import fastconv as fc
+
 LAYERS = ("tbb", "omp", "workqueue")
 START = """
 import os, sys, threading, warnings
@@ -155,19 +157,56 @@ print(len(caught), *[str(w.message) for w in caught])
     assert "FASTCONV_CACHE_DIR" in " ".join(message)
 
 
-def test_two_processes_share_the_cache(tmp_path):
-    """What one process compiled the next loads: its first call compiles nothing."""
-    source = """
-import numpy as np
+CACHED = """
+import warnings, numpy as np
 from numba.core import event
-import fastconv as fc
-with event.install_recorder("numba:compile") as recorder:
-    fc.conv1d(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32), backend="direct")
-print(len(recorder.buffer))
+with warnings.catch_warnings(record=True) as caught, event.install_recorder("numba:compile") as recorder:
+    warnings.simplefilter("always")
+    import fastconv as fc
+    y = fc.conv1d(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32), backend="direct")
+    fc.explain((1, 1, 5), (1, 1, 3))
+    fc.wisdom.save()
+assert y.tolist() == [[[3.0] * 3]], y
+assert all(issubclass(w.category, RuntimeWarning) for w in caught), caught
+print(len(recorder.buffer), *[str(w.message) for w in caught])
 """
-    first, second = (int(python(source, FASTCONV_CACHE_DIR=str(tmp_path / "cache"))) for _ in range(2))
-    assert first > 0
-    assert second == 0
+
+
+def test_cache_between_processes(tmp_path):
+    """What one process compiled the next one loads; files cut short or full of rubbish cost a warning and a compilation, no more."""
+    cache = tmp_path / "cache"
+
+    def run():
+        compiled, *messages = python(CACHED, FASTCONV_CACHE_DIR=str(cache)).split()
+        return int(compiled), " ".join(messages)
+
+    compiled, messages = run()
+    assert compiled > 0
+    assert not messages
+    assert run() == (0, "")
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert "wisdom.json" in [path.name for path in files]
+    for path in files:
+        path.write_bytes(b"rubbish" if path.suffix == ".json" else path.read_bytes()[: path.stat().st_size // 2])
+    compiled, messages = run()
+    assert compiled > 0
+    assert messages.count("wisdom.json") == 1
+    assert run() == (0, "")
+
+
+def test_tuning_adds_to_the_wisdom_of_earlier_processes():
+    """What one process has measured is neither lost nor overwritten by what the next measures."""
+    source = """
+import fastconv as fc
+shapes = [((1, 1, n), (1, 1, 3)) for n in (50, 60)]
+fc.tune([shapes[NUMBER]])
+print([any(c.measured_seconds is not None for c in fc.explain(*s).candidates) for s in shapes])
+"""
+    try:
+        assert python(source.replace("NUMBER", "0")).strip() == "[True, False]"
+        assert python(source.replace("NUMBER", "1")).strip() == "[True, True]"
+    finally:
+        fc.wisdom.clear()
 
 
 def test_number_of_threads_by_variable():
@@ -198,24 +237,24 @@ def test_cgroup_quota(tmp_path):
     assert _jit._cgroup_quota(tmp_path / "old") == 2.0
 
 
-def test_cache_key_covers_every_source_file():
+def test_cache_key_covers_every_source_file(tmp_path):
     """The digest changes with any file of `backends/`, helpers included."""
     source = """
-import pathlib, shutil, sys, tempfile
+import os, pathlib, shutil
 import fastconv
-copy = pathlib.Path(tempfile.mkdtemp()) / "fastconv"
+copy = pathlib.Path(os.environ["COPY"])
 shutil.copytree(pathlib.Path(fastconv.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
 from fastconv.backends import _jit
 digests = {_jit.source_digest()}
 real = _jit.__file__
 _jit.__file__ = str(copy / "backends" / "_jit.py")
-for path in sorted((copy / "backends").glob("*.py")):
+for path in sorted((copy / "backends").rglob("*.py")):
     path.write_text(path.read_text() + "\\n# changed\\n")
     _jit.source_digest.cache_clear()
     digests.add(_jit.source_digest())
-print(len(digests) - 1 == len(list((copy / "backends").glob("*.py"))))
+print(len(digests) - 1 == len(list((copy / "backends").rglob("*.py"))))
 """
-    assert python(source).strip() == "True"
+    assert python(source, COPY=str(tmp_path / "fastconv")).strip() == "True"
 
 
 NEW_SHAPES = (

@@ -1,6 +1,7 @@
 """The activations that are no rectifiers, as one pass over a finished result.
 
-sigmoid 1 / (1 + exp(-v)), tanh, silu v * sigmoid(v), gelu v * Phi(v) with the exact error function.
+sigmoid 1 / (1 + exp(-v)), tanh, silu v * sigmoid(v), gelu v * Phi(v) with the exact error function; at minus infinity
+the last two take their limit, 0.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def activate_share(args, thread):
         if code == 1:
             y[i] = math.tanh(v)
         elif code == 3:
-            y[i] = v * (half * (one + math.erf(v * root))) if v > -math.inf else y.dtype.type(0)
+            y[i] = y.dtype.type(0) if v == -math.inf else v * (half * (one + math.erf(v * root)))
         else:
             # exp of minus the magnitude cannot overflow
             e = math.exp(-abs(v))
@@ -34,9 +35,7 @@ def activate_share(args, thread):
             if code == 0:
                 y[i] = s
             else:
-                y[i] = v * s if v > -math.inf else y.dtype.type(0)
-            if v != v:
-                y[i] = v
+                y[i] = y.dtype.type(0) if v == -math.inf else v * s
 
 
 @kernel

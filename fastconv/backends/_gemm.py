@@ -17,7 +17,7 @@ import numpy as np
 from ..problem import Problem
 from ._boxes import copy_run
 from ._jit import inlined, kernel, outlined, parallel_region
-from ._phases import RECTIFIERS
+from ._rectifiers import RECTIFIERS
 from ._simd import (
     TILE_COLUMNS,
     TILE_HALF_ROWS,

@@ -17,8 +17,7 @@ import numpy as np
 
 from ..problem import Phase, Problem
 from . import Kernel
-
-RECTIFIERS = {None: (1.0, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0), "leaky_relu": (0.01, math.inf)}
+from ._rectifiers import RECTIFIERS
 
 
 class GradInputByPhases:
@@ -60,13 +59,8 @@ class GradInputByPhases:
         p = self.problem
         value = np.zeros(p.in_channels, p.dtype) if bias is None else bias
         slope, ceiling = RECTIFIERS[p.activation]
-        value = np.minimum(np.where(value < 0, value * p_slope(slope, p.dtype), value), ceiling).astype(p.dtype)
+        value = np.minimum(np.where(value < 0, value * slope, value), ceiling).astype(p.dtype)
         return value if p.channels_last else value[:, None, None, None]
-
-
-def p_slope(slope: float, dtype: str) -> Any:
-    """`slope` as a scalar of `dtype`."""
-    return np.dtype(dtype).type(slope)
 
 
 def phase_weights(problem: Problem, phase: Phase, w: np.ndarray) -> np.ndarray:

@@ -379,7 +379,9 @@ class GradWeight(_Lined):
             direct_grad_weight(x.reshape(-1), packed.reshape(-1), parts, self.geometry, self.lines, self.taps, self.kernel_points,
                                self.borders, self.workspace(threads), self.block, self.shares, np.zeros(1, np.int64),
                                threads if p.flops > SERIAL_FLOPS else 1)
-        whole = parts.sum(axis=0, dtype=p.dtype).reshape(p.out_channels, p.group_in, self.row)[..., :self.kernel_points]
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = parts.sum(axis=0, dtype=p.dtype)
+        whole = total.reshape(p.out_channels, p.group_in, self.row)[..., :self.kernel_points]
         whole = whole.reshape(p.out_channels, p.group_in, *p.kernel_size)
         out[...] = whole.transpose(2, 3, 4, 1, 0) if p.channels_last else whole
 

@@ -24,7 +24,8 @@ import numpy as np
 from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._jit import num_threads
-from ._phases import RECTIFIERS, GradInputByPhases, phase_seconds
+from ._phases import GradInputByPhases, phase_seconds
+from ._rectifiers import RECTIFIERS
 
 BLOCK_BYTES = 32 * 1024 * 1024  # of tiles transformed at once: bounds scratch, and scipy.fft shares it among its workers
 TRANSFORM_EFFICIENCY = 0.03  # of the multiply-add peak, scipy.fft in float32 (benchmarks/bench_conv.py, filter_31x31)

@@ -266,7 +266,8 @@ class GradWeight:
                                self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits,
                                self.shares, np.zeros(1, np.int64), threads if p.flops > SERIAL_FLOPS else 1)
         if self.shares > 1:
-            np.sum(parts, axis=0, out=out.reshape(-1))
+            with np.errstate(invalid="ignore", over="ignore"):
+                np.sum(parts, axis=0, out=out.reshape(-1))
 
     @property
     def scratch_bytes(self) -> int:

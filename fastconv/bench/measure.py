@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from importlib import metadata
@@ -168,12 +169,13 @@ def run(items: list[Item], backends: list[str], advance: Callable[[Item], None],
     machine = dispatcher.machine()
     threads = fc.get_num_threads()
     peak = machine.flops32 * threads
-    results = []
+    results: list[Result] = []
     for index, item in enumerate(items):
         advance(item)
         left = seconds - (time.perf_counter() - start)
         budget = min(max(left / (len(items) - index), ITEM_SECONDS[0]), ITEM_SECONDS[1])
-        results.append(measure(item, backends, budget, peak))
+        compiled = {name for result in results for name in result.timings}
+        results.append(measure(item, backends, budget, peak, patience=dict.fromkeys(compiled, max(left, budget))))
     return Report(
         results=results, backends=backends, threads=threads, cpu=machine.cpu, peak=peak, bandwidth=machine.bandwidth * threads,
         cache_bandwidth=machine.cache_bandwidth * threads, seconds=time.perf_counter() - start,
@@ -193,32 +195,56 @@ def _version(package: str) -> str:
         return getattr(fc, "__version__", "not installed")
 
 
-def measure(item: Item, backends: list[str], budget: float, peak: float) -> Result:
-    """Build, check and time every backend that accepts an item; the first, untimed call compiles what is missing."""
+@dataclass
+class Trial:
+    """The first calls of all backends: plans as calls, results and seconds by name, or the reason there is none."""
+
+    calls: dict[str, Call] = field(default_factory=dict)
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def measure(item: Item, backends: list[str], budget: float, peak: float,
+            patience: Mapping[str, float] | None = None) -> Result:
+    """Build, check and time every backend that accepts an item; the first call compiles what is missing and is not timed.
+
+    Only where that first call took longer than the backend's `patience` (seconds, none by default), its time stands:
+    there is none left for a second.
+    """
     x, w, bias = item.arrays()
     reference = baseline(item, x, w, bias)
     expected = reference()
+    trial = first_calls(item, backends, x, w, bias)
+    limits = patience or {}
+    affordable = {name: call for name, call in trial.calls.items() if trial.seconds[name] <= limits.get(name, math.inf)}
+    times = {name: (trial.seconds[name], 1) for name in trial.calls} | median_seconds(affordable, budget * (1 - BASELINE_SHARE))
+    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
+    return Result(
+        item=item, flops=explained.problem.flops, bytes=explained.problem.bytes, refusals=trial.refusals, failures=trial.failures,
+        timings={name: Timing(*times[name], error=difference(trial.outputs[name], expected)) for name in trial.calls},
+        baseline=Timing(*median_seconds({"": reference}, budget * BASELINE_SHARE)[""], error=0.0),
+        chosen=explained.chosen, spread=spread([expected, *trial.outputs.values()]), peak=peak)
+
+
+def first_calls(item: Item, backends: list[str], x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Trial:
+    """Plan and call every backend once."""
+    trial = Trial()
     make_plan = getattr(fc, f"plan_conv{item.ndim}d")
-    calls: dict[str, Call] = {}
-    outputs: dict[str, np.ndarray] = {}
-    refusals: dict[str, str] = {}
-    failures: dict[str, str] = {}
     for name in backends:
         try:
             plan = make_plan(w, bias, input_shape=item.input_shape, backend=name, **item.options)
-            outputs[name] = plan(x)
-            calls[name] = partial(plan, x)
+            start = time.perf_counter()
+            output = plan(x)
         except fc.BackendError as error:
-            refusals[name] = str(error)
+            trial.refusals[name] = str(error)
         except Exception as error:  # a broken backend is a finding of the verification, not the end of the run
-            failures[name] = f"{type(error).__name__}: {error}"
-    shares = median_seconds(calls, budget * (1 - BASELINE_SHARE))
-    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
-    return Result(
-        item=item, flops=explained.problem.flops, bytes=explained.problem.bytes, refusals=refusals, failures=failures,
-        timings={name: Timing(*shares[name], error=difference(outputs[name], expected)) for name in calls},
-        baseline=Timing(*median_seconds({"": reference}, budget * BASELINE_SHARE)[""], error=0.0),
-        chosen=explained.chosen, spread=spread([expected, *outputs.values()]), peak=peak)
+            trial.failures[name] = f"{type(error).__name__}: {error}"
+        else:
+            trial.seconds[name] = time.perf_counter() - start
+            trial.outputs[name], trial.calls[name] = output, partial(plan, x)
+    return trial
 
 
 def median_seconds(calls: dict[str, Call], budget: float) -> dict[str, tuple[float, int]]:

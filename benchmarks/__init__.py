@@ -1,0 +1,1 @@
+"""Benchmarks for asv, and `peers.py`, a command of its own."""
