@@ -149,11 +149,14 @@ def test_every_backend_is_timed_refused_or_failed():
     assert result.chosen in fc.backends()
 
 
-def test_without_patience_the_first_call_stands():
+def test_a_first_call_stands_if_it_exceeds_the_budget_and_compiled_nothing(monkeypatch):
     item = suite.items("lenet")[0]
-    result = measure.measure(item, ["direct", "im2col"], budget=0.02, peak=PEAK, patience={"direct": 0.0})
-    assert result.timings["direct"].calls == 1
-    assert result.timings["im2col"].calls > 1
+    measure.measure(item, ["direct"], budget=0.02, peak=PEAK)
+    assert measure.measure(item, ["direct"], budget=1e-9, peak=PEAK).timings["direct"].calls == 1
+    counts = itertools.count()
+    monkeypatch.setattr(measure, "_compiled_count", lambda: next(counts))
+    monkeypatch.setattr(measure, "median_seconds", lambda calls, budget: dict.fromkeys(calls, (1.0, 2)))
+    assert measure.measure(item, ["direct"], budget=1e-9, peak=PEAK).timings["direct"].calls == 2
 
 
 def test_a_backend_that_raises_is_a_failure_not_the_end(monkeypatch):

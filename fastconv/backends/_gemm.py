@@ -114,16 +114,17 @@ def store_points(sums, width, rows, y, y_offsets, y_channel, count, epilogue):
         for r in range(rows):
             copy_run(advance(y, get(y_offsets, r)), advance(sums, r * width), count)
         return
-    first = get(y_offsets, 0)
-    if get(y_offsets, rows - 1) - first == rows - 1:
-        for r in range(0, rows, lanes):
+    for r in range(0, rows, lanes):
+        deep = min(lanes, rows - r)
+        first = get(y_offsets, r)
+        if get(y_offsets, r + deep - 1) - first == deep - 1:
             for c in range(0, count, lanes):
-                transpose_block(advance(sums, r * width + c), width, min(lanes, rows - r), min(lanes, count - c),
-                                advance(y, first + r + c * y_channel), y_channel, min(lanes, rows - r))
-        return
-    for r in range(rows):
-        for c in range(count):
-            put(y, get(y_offsets, r) + c * y_channel, get(sums, r * width + c))
+                transpose_block(advance(sums, r * width + c), width, deep, min(lanes, count - c),
+                                advance(y, first + c * y_channel), y_channel, deep)
+        else:
+            for i in range(r, r + deep):
+                for c in range(count):
+                    put(y, get(y_offsets, i) + c * y_channel, get(sums, i * width + c))
 
 
 # -- packing of the second operand ----------------------------------------------------------------------------------------

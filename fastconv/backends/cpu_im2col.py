@@ -38,8 +38,9 @@ from ._gemm import (
 from ._jit import kernel, num_threads, outlined, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._scratch import scratch
-from ._simd import TILE_COLUMNS, TILE_ROWS, advance, in_threads, next_task, pointer
+from ._simd import TILE_COLUMNS, TILE_ROWS, advance, get, in_threads, next_task, pointer, prefetch_write
 
+STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
 PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
@@ -98,16 +99,21 @@ def convolve_boxes(args, thread):
             result = pointer(y, (group * g.group_out + channel) * g.y_channel)
             for k in range(0, depth, k_block):
                 k_end = min(depth, k + k_block)
-                row = 0
+                row = stored = 0
                 while row < points:
-                    own = advance(sums, row * width)
-                    rows = multiply_tile(
+                    # A sum that ends here only passes through `sums`, which then stays in the first-level cache.
+                    own = advance(sums, (row - stored if k_block >= depth else row) * width)
+                    if g.y_channel > 1 and k_end == depth:
+                        for c in range(count):
+                            prefetch_write(result, get(y_offsets, row) + c * g.y_channel)
+                    row += multiply_tile(
                         points - row, advance(source, group * g.group_in * g.p_channel), advance(x_offsets, row),
                         pointer(taps, k), k_end - k, pointer(w, (panel * depth + k) * width), width,
                         pointer(bias, panel * width) if k == 0 else own, 0 if k == 0 else width, own, count)
-                    if k_end == depth:
-                        store_points(own, width, rows, result, advance(y_offsets, row), g.y_channel, count, epilogue)
-                    row += rows
+                    if k_end == depth and (row - stored >= STORED_ROWS or row == points):
+                        store_points(advance(sums, 0 if k_block >= depth else stored * width), width, row - stored, result,
+                                     advance(y_offsets, stored), g.y_channel, count, epilogue)
+                        stored = row
 
 
 @kernel

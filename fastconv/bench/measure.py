@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import fastconv as fc
-from fastconv import dispatcher
+from fastconv import config, dispatcher
 from fastconv.bench.baseline import baseline
 from fastconv.bench.suite import Item
 
@@ -174,8 +173,7 @@ def run(items: list[Item], backends: list[str], advance: Callable[[Item], None],
         advance(item)
         left = seconds - (time.perf_counter() - start)
         budget = min(max(left / (len(items) - index), ITEM_SECONDS[0]), ITEM_SECONDS[1])
-        compiled = {name for result in results for name in result.timings}
-        results.append(measure(item, backends, budget, peak, patience=dict.fromkeys(compiled, max(left, budget))))
+        results.append(measure(item, backends, budget, peak))
     return Report(
         results=results, backends=backends, threads=threads, cpu=machine.cpu, peak=peak, bandwidth=machine.bandwidth * threads,
         cache_bandwidth=machine.cache_bandwidth * threads, seconds=time.perf_counter() - start,
@@ -197,28 +195,26 @@ def _version(package: str) -> str:
 
 @dataclass
 class Trial:
-    """The first calls of all backends: plans as calls, results and seconds by name, or the reason there is none."""
+    """The first calls of all backends: plans as calls, results, seconds, which compiled; or the reason there is none."""
 
     calls: dict[str, Call] = field(default_factory=dict)
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    compiled: set[str] = field(default_factory=set)
     refusals: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def measure(item: Item, backends: list[str], budget: float, peak: float,
-            patience: Mapping[str, float] | None = None) -> Result:
-    """Build, check and time every backend that accepts an item; the first call compiles what is missing and is not timed.
+def measure(item: Item, backends: list[str], budget: float, peak: float) -> Result:
+    """Build, check and time every backend that accepts an item.
 
-    Only where that first call took longer than the backend's `patience` (seconds, none by default), its time stands:
-    there is none left for a second.
+    The first call may compile, so it does not count, except where it compiled nothing and took more than the budget.
     """
     x, w, bias = item.arrays()
     reference = baseline(item, x, w, bias)
     expected = reference()
     trial = first_calls(item, backends, x, w, bias)
-    limits = patience or {}
-    affordable = {name: call for name, call in trial.calls.items() if trial.seconds[name] <= limits.get(name, math.inf)}
+    affordable = {name: call for name, call in trial.calls.items() if name in trial.compiled or trial.seconds[name] <= budget}
     times = {name: (trial.seconds[name], 1) for name in trial.calls} | median_seconds(affordable, budget * (1 - BASELINE_SHARE))
     explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
     return Result(
@@ -235,7 +231,7 @@ def first_calls(item: Item, backends: list[str], x: np.ndarray, w: np.ndarray, b
     for name in backends:
         try:
             plan = make_plan(w, bias, input_shape=item.input_shape, backend=name, **item.options)
-            start = time.perf_counter()
+            known, start = _compiled_count(), time.perf_counter()
             output = plan(x)
         except fc.BackendError as error:
             trial.refusals[name] = str(error)
@@ -244,7 +240,13 @@ def first_calls(item: Item, backends: list[str], x: np.ndarray, w: np.ndarray, b
         else:
             trial.seconds[name] = time.perf_counter() - start
             trial.outputs[name], trial.calls[name] = output, partial(plan, x)
+            if _compiled_count() > known:
+                trial.compiled.add(name)
     return trial
+
+
+def _compiled_count() -> int:
+    return sum(len(kernel.signatures) for kernel in config.kernels().values())
 
 
 def median_seconds(calls: dict[str, Call], budget: float) -> dict[str, tuple[float, int]]:
