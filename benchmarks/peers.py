@@ -10,7 +10,10 @@ Libraries that cannot do an item (OpenCV filters images only, SciPy has no layer
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
 import importlib.util
+import json
 import multiprocessing
 import os
 import statistics
@@ -18,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from fastconv.bench.baseline import baseline
 from fastconv.bench.measure import TOLERANCE, difference, geometric_mean
 from fastconv.bench.report import milliseconds
 from fastconv.bench.suite import SUITES, Item, select
+from fastconv.explanation import machine
 
 Call = Callable[[], np.ndarray]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTCONV_NUM_THREADS")
@@ -177,6 +182,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=0.2, help="time of a turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="also write the figures, for picture.py")
     options = parser.parse_args()
     try:
         items = select(options.suite, options.layer)
@@ -191,15 +197,25 @@ def main() -> int:
             here, there = context.Pipe()
             context.Process(target=_serve, args=(name, options.threads, options.seconds, there), daemon=True).start()
             pipes[name] = here
-    return _table(items, pipes, options.turns)
+    rows, problems = _table(items, pipes, options.turns)
+    if options.json:
+        facts = {"date": datetime.date.today().isoformat(), "cpu": machine().cpu, "threads": options.threads,
+                 "versions": {name: _version(name) for name in pipes}, "rows": rows}
+        Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
+    return 1 if problems else 0
 
 
-def _table(items: list[Item], pipes: dict[str, Connection], turns: int) -> int:
+def _version(library: str) -> str:
+    return importlib.metadata.version({"opencv": "opencv-python-headless"}.get(library, library))
+
+
+def _table(items: list[Item], pipes: dict[str, Connection], turns: int) -> tuple[list[dict[str, Any]], list[str]]:
     print(f"{'milliseconds':34s}" + "".join(f"{name:>13s}" for name in pipes) + "   peer / fastconv")
-    ratios, problems = [], []
+    ratios, problems, rows = [], [], []
     for item in items:
         best, found = compare(item, pipes, turns)
         problems += found
+        rows.append({"name": f"{item.suite} {item.name}", "milliseconds": {name: seconds * 1e3 for name, seconds in best.items()}})
         peers = [seconds for name, seconds in best.items() if name != "fastconv"]
         text = "".join(f"{milliseconds(best[name]) if name in best else '-':>13s}" for name in pipes)
         if peers and "fastconv" in best:
@@ -212,7 +228,7 @@ def _table(items: list[Item], pipes: dict[str, Connection], turns: int) -> int:
         print("none of the installed libraries can do these items: install torch, or onnxruntime and onnx")
     for line in problems:
         print(line)
-    return 1 if problems else 0
+    return rows, problems
 
 
 if __name__ == "__main__":

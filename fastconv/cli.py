@@ -67,6 +67,7 @@ def _bench(options: argparse.Namespace) -> int:
     with _usage_errors():
         items = select(options.suite, options.layer)
         backends = measure.check_backends(options.backend)
+        fc.explain((1, 1, 1, 1), (1, 1, 1, 1))  # complains about environment variables with values that are none
     for path in filter(None, (options.json, options.html)):
         _check_writable(path)
     with _threads(options.threads), report.progress(len(items)) as advance:
@@ -97,6 +98,8 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _warmup(options: argparse.Namespace) -> int:
+    with _usage_errors():
+        fc.get_num_threads()  # complains about a value of FASTCONV_NUM_THREADS that is none
     compiled = fc.warmup(dtypes=tuple(dict.fromkeys(options.dtype or ["float32"])))
     for name, seconds in compiled:
         print(f"{seconds:7.2f} s  {name}")
@@ -107,6 +110,8 @@ def _warmup(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from fastconv import config
 
+    with _usage_errors():
+        fc.get_num_threads()
     for line in _lines(config.describe()):
         print(line)
     return 0

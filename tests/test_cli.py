@@ -340,13 +340,29 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err.strip().splitlines()[-1] == "fastconv: interrupted"
 
 
-def test_broken_pipe_is_silent():
-    with subprocess.Popen(
-        [sys.executable, "-m", "fastconv", "explain", "1x1x8x8", "1x1x3x3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+@pytest.mark.parametrize("arguments", [
+    ("explain", "1x1x8x8", "1x1x3x3"), ("bench", "--suite", "lenet", "--layer", "C1", "--seconds", "0.1")])
+def test_broken_pipe_is_silent(arguments):
+    command = [sys.executable, "-m", "fastconv", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert [line for line in process.stderr if line != "[1/1] lenet C1\n"] == []
         assert process.wait(timeout=60) == 141
+
+
+VARIABLES = {"FASTCONV_NUM_THREADS": "many", "FASTCONV_BACKEND": "nonsense", "FASTCONV_TUNE": "always"}
+
+
+@pytest.mark.parametrize(("command", "name"), [
+    *((command, name) for command in ("bench", "explain") for name in VARIABLES),
+    ("warmup", "FASTCONV_NUM_THREADS"), ("info", "FASTCONV_NUM_THREADS")])
+def test_wrong_variables_are_one_line(command, name):
+    value = VARIABLES[name]
+    done = run(command, *(("1x1x8x8", "1x1x3x3") if command == "explain" else ()), env={**os.environ, name: value})
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert name in line
+    assert value in line
 
 
 def test_a_bug_shows_its_traceback(monkeypatch):

@@ -63,6 +63,21 @@ def outlined(function: Callable) -> Any:
     return numba.njit(**HELPER_OPTIONS)(function)
 
 
+def transform_kernel(function: Callable) -> Any:
+    """Compile `function` to be called by other kernels through its address; its machine code is kept on disk."""
+    dispatcher: Any = numba.njit(**HELPER_OPTIONS)(function)
+    if cache_directory() is not None:
+        dispatcher._cache = _KernelCache(dispatcher.py_func)
+    return dispatcher
+
+
+def address_of(dispatcher: Any, signature: tuple[Any, ...]) -> int:
+    """Address of the machine code for a signature, compiled or loaded now; valid while `dispatcher` lives."""
+    dispatcher.compile(signature)
+    compiled = dispatcher.overloads[signature]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
 def compiled_kernels(modules: list[ModuleType]) -> dict[str, Any]:
     """The entry points defined in `modules`, by name: what `info` lists and `warmup` compiles."""
     found: dict[str, Any] = {}

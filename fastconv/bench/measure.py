@@ -26,6 +26,9 @@ SUITE_SECONDS = 75.0  # leaves room under two minutes for items that exceed thei
 ITEM_SECONDS = (0.05, 0.5)  # least and most time for one item: longer would not change a median that anyone can see
 BASELINE_SHARE = 0.25
 TURNS = 3
+SHORT_OF_TIME = 0.4  # seconds left for each item still to come, below which hopeless backends are skipped
+HOPELESS = 10.0  # times the fastest backend's predicted time
+SKIPPED = f"skipped: predicted to take over {HOPELESS:g} times as long as the fastest, and time is short (see --seconds)"
 
 Call = Callable[[], Any]
 
@@ -173,7 +176,8 @@ def run(items: list[Item], backends: list[str], advance: Callable[[Item], None],
         advance(item)
         left = seconds - (time.perf_counter() - start)
         budget = min(max(left / (len(items) - index), ITEM_SECONDS[0]), ITEM_SECONDS[1])
-        results.append(measure(item, backends, budget, peak))
+        short = left / (len(items) - index) < SHORT_OF_TIME
+        results.append(measure(item, backends, budget, peak, skip_hopeless=short))
     return Report(
         results=results, backends=backends, threads=threads, cpu=machine.cpu, peak=peak, bandwidth=machine.bandwidth * threads,
         cache_bandwidth=machine.cache_bandwidth * threads, seconds=time.perf_counter() - start,
@@ -205,23 +209,32 @@ class Trial:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def measure(item: Item, backends: list[str], budget: float, peak: float) -> Result:
-    """Build, check and time every backend that accepts an item.
+def measure(item: Item, backends: list[str], budget: float, peak: float, skip_hopeless: bool = False) -> Result:
+    """Build, check and time every backend that accepts an item, or all but the hopeless ones.
 
     The first call may compile, so it does not count, except where it compiled nothing and took more than the budget.
     """
     x, w, bias = item.arrays()
     reference = baseline(item, x, w, bias)
     expected = reference()
-    trial = first_calls(item, backends, x, w, bias)
+    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
+    skipped = hopeless(explained, backends) if skip_hopeless else {}
+    trial = first_calls(item, [name for name in backends if name not in skipped], x, w, bias)
     affordable = {name: call for name, call in trial.calls.items() if name in trial.compiled or trial.seconds[name] <= budget}
     times = {name: (trial.seconds[name], 1) for name in trial.calls} | median_seconds(affordable, budget * (1 - BASELINE_SHARE))
-    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
     return Result(
-        item=item, flops=explained.problem.flops, bytes=explained.problem.bytes, refusals=trial.refusals, failures=trial.failures,
+        item=item, flops=explained.problem.flops, bytes=explained.problem.bytes,
+        refusals=trial.refusals | skipped, failures=trial.failures,
         timings={name: Timing(*times[name], error=difference(trial.outputs[name], expected)) for name in trial.calls},
         baseline=Timing(*median_seconds({"": reference}, budget * BASELINE_SHARE)[""], error=0.0),
         chosen=explained.chosen, spread=spread([expected, *trial.outputs.values()]), peak=peak)
+
+
+def hopeless(explained: Any, backends: list[str]) -> dict[str, str]:
+    """The backends that the dispatcher expects to be far slower than the fastest of them, and why they are left out."""
+    predicted = {candidate.name: candidate.predicted_seconds for candidate in explained.candidates
+                 if candidate.predicted_seconds is not None and candidate.name in backends}
+    return {name: SKIPPED for name, seconds in predicted.items() if seconds > HOPELESS * min(predicted.values())}
 
 
 def first_calls(item: Item, backends: list[str], x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Trial:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastconv.bench.measure import Report, Result, geometric_mean
+from fastconv.bench.measure import SKIPPED, Report, Result, geometric_mean
 from fastconv.bench.suite import NETWORKS, Item
 
 __all__ = ["as_dict", "print_report", "progress", "summary", "write_json"]
@@ -116,7 +116,9 @@ def _print_rich(report: Report) -> None:
         table = _rich_table(report, narrow=True)
     # What is still too wide breaks at the terminal's edge: rich would cut off figures instead.
     console.width = max(console.width, endless.measure(table).maximum)
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    print(captured.get(), end="")  # rich itself would end the process with status 1 where nobody reads the output
 
 
 def _rich_table(report: Report, narrow: bool) -> Any:
@@ -178,6 +180,8 @@ def summary(report: Report) -> list[str]:
                          f"backend (worst {worst.regret:.2f}x: {worst.item.suite} {worst.item.name})")
     lines += [f"{name}: {seconds * 1e3:.1f} ms for all convolutions of the network, NumPy {numpy * 1e3:.0f} ms"
               for name, (seconds, numpy) in network_seconds(report).items()]
+    if skipped := sum(SKIPPED in result.refusals.values() for result in report.results):
+        lines.append(f"on {skipped} items hopeless backends were skipped to end in time; --seconds gives them more")
     agree = sum(result.verified for result in report.results)
     lines.append(f"verified: results agree on {agree} of {len(report.results)} items; {report.seconds:.0f} s in total")
     return lines

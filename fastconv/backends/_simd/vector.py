@@ -82,6 +82,11 @@ def _vector_pointer(builder, vector, pointer, offset=None):
     return builder.bitcast(_element_pointer(builder, pointer, offset), vector.ir.as_pointer())
 
 
+def emit_scale(vector, value: float):
+    """A constant in every lane."""
+    return ir.Constant(vector.ir, [vector.element(value)] * vector.lanes)
+
+
 def emit_load(builder, vector, pointer, offset=None):
     return builder.load(_vector_pointer(builder, vector, pointer, offset), align=vector.dtype.bitwidth // 8)
 
