@@ -27,7 +27,7 @@ def set_num_threads(count: int) -> None:
     Parameters
     ----------
     count : int
-        At least 1.
+        At least 1; more than Numba's pool has (the processors, or NUMBA_NUM_THREADS) come to as many as it has.
 
     Examples
     --------
@@ -100,6 +100,9 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
                         kernel = backend.build(problem)
                         kernel.run(first, kernel.pack(second), None, result)
                 times.append((f"{name} {pass_name} {computed}", time.perf_counter() - start))
+            start = time.perf_counter()
+            backend.prepare(computed)
+            times.append((f"{name} variants {computed}", time.perf_counter() - start))
         if np.dtype(computed).kind == "f":
             start = time.perf_counter()
             apply("sigmoid", np.zeros(1, computed))

@@ -158,7 +158,7 @@ def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
             candidates.append(Candidate(name, refusal))
             continue
         predicted = backend.seconds(problem, constants)
-        if not prepacked:
+        if not prepacked or problem.pass_name == "grad_weight":  # gy is new at each call
             predicted += backend.pack_seconds(problem, constants)
         candidates.append(Candidate(name, None, predicted, measured.get(name)))
     # Measured times rank among themselves; a backend that was never measured does not compete with one that was.

@@ -288,6 +288,7 @@ def passes(shapes, backend):
 
 for backend in (*fc.backends(), None):
     passes(WARM, backend)
+fc.warmup()
 with event.install_recorder("numba:compile") as recorder:
     for backend in (*fc.backends(), None):
         passes(NEW, backend)

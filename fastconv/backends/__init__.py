@@ -78,6 +78,7 @@ class Backend:
     seconds: Callable[[Problem, Machine], float]
     build: Callable[[Problem], Kernel]
     pack_seconds: Callable[[Problem, Machine], float] = lambda problem, machine: 0.0
+    prepare: Callable[[str], None] = lambda dtype: None  # compile what problems of a dtype may need beyond the kernels
     sums_directly: bool = True  # False where one non-finite input reaches outputs that the direct sum keeps finite
 
 

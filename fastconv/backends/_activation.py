@@ -10,16 +10,16 @@ import math
 
 import numpy as np
 
-from ._jit import kernel, outlined, parallel_region
-from ._simd import in_threads
+from ._jit import parallel_region
+from ._simd import parallel_kernel
 
 CODES = {"sigmoid": 0, "tanh": 1, "silu": 2, "gelu": 3}
 SERIAL_ELEMENTS = 2000  # below which a region takes longer than the exponentials it shares out
 
 
-@outlined
-def activate_share(args, thread):
-    """Every `threads`-th share of y."""
+@parallel_kernel
+def activate(args, thread):
+    """y = activation(y), in place, each thread its share."""
     y, code, threads = args
     half, one, root = y.dtype.type(0.5), y.dtype.type(1), y.dtype.type(math.sqrt(0.5))
     for i in range(y.size * thread // threads, y.size * (thread + 1) // threads):
@@ -38,15 +38,10 @@ def activate_share(args, thread):
                 y[i] = y.dtype.type(0) if v == -math.inf else v * s
 
 
-@kernel
-def activate(y, code, threads):
-    """y = activation(y), in place."""
-    in_threads(activate_share, threads, (y, code, threads))
-
-
 def apply(name: str, y: np.ndarray) -> None:
     """Apply an activation to a contiguous array, in place."""
     with parallel_region() as threads:
-        activate(y.reshape(-1), CODES[name], threads if y.size > SERIAL_ELEMENTS else 1)
+        share = threads if y.size > SERIAL_ELEMENTS else 1
+        activate((y.reshape(-1), CODES[name], share), share)
 
 

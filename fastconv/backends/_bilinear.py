@@ -26,7 +26,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from ._jit import address_of, transform_kernel
+from ._jit import address_of, addressed
 from ._simd.vector import I64, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
 
 ROOT = 2**0.5
@@ -219,7 +219,7 @@ def emit_transform(typingctx, source, source_row, source_column, target, target_
 def make_transform(kind: int, mh: int, rh: int, sh: int, mw: int, rw: int, sw: int):
     """The transform of one algorithm, to be called through its address."""
 
-    @transform_kernel
+    @addressed
     def transform(source, source_row, source_column, target, target_row, target_column, bias):
         emit_transform(source, source_row, source_column, target, target_row, target_column, bias, kind, mh, rh, sh, mw, rw, sw)
 
@@ -230,18 +230,13 @@ def make_transform(kind: int, mh: int, rh: int, sh: int, mw: int, rw: int, sw: i
 def transform_address(kind: int, high: tuple[int, int, int], wide: tuple[int, int, int], dtype: str) -> int:
     """Address of a compiled transform; the function lives as long as the process."""
     pointer = types.CPointer(types.float32 if dtype == "float32" else types.float64)
-    return address_of(_transforms(kind, high, wide), TRANSFORM_SIGNATURE(pointer))
+    words = (types.intp, types.intp)
+    return address_of(_transforms(kind, high, wide), (pointer, *words, pointer, *words, pointer))
 
 
 @functools.cache
 def _transforms(kind: int, high: tuple[int, int, int], wide: tuple[int, int, int]) -> Any:
     return make_transform(kind, *high, *wide)
-
-
-def TRANSFORM_SIGNATURE(pointer: types.CPointer) -> tuple[Any, ...]:  # noqa: N802
-    """Argument types of a transform."""
-    words = (types.intp, types.intp)
-    return (pointer, *words, pointer, *words, pointer)
 
 
 @intrinsic

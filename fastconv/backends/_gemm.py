@@ -16,7 +16,7 @@ import numpy as np
 
 from ..problem import Problem
 from ._boxes import copy_run
-from ._jit import inlined, kernel, outlined, parallel_region
+from ._jit import inlined, outlined, parallel_region
 from ._rectifiers import RECTIFIERS
 from ._simd import (
     TILE_COLUMNS,
@@ -24,11 +24,12 @@ from ._simd import (
     TILE_ROWS,
     advance,
     get,
-    in_threads,
     lane_count,
     lanes_of,
     load,
+    misalignment,
     next_task,
+    parallel_kernel,
     pointer,
     put,
     rectify,
@@ -114,9 +115,12 @@ def store_points(sums, width, rows, y, y_offsets, y_channel, count, epilogue):
         for r in range(rows):
             copy_run(advance(y, get(y_offsets, r)), advance(sums, r * width), count)
         return
-    for r in range(0, rows, lanes):
-        deep = min(lanes, rows - r)
+    r = 0
+    while r < rows:
         first = get(y_offsets, r)
+        # Up to the next whole vector of y: where planes are a multiple of 4 KiB apart, the lines of all channels share one
+        # cache set, and a line that is not written at once is written twice (224 x 224 took twice as long as 222 x 222).
+        deep = min(lanes - misalignment(advance(y, first)), rows - r)
         if get(y_offsets, r + deep - 1) - first == deep - 1:
             for c in range(0, count, lanes):
                 transpose_block(advance(sums, r * width + c), width, deep, min(lanes, count - c),
@@ -125,6 +129,7 @@ def store_points(sums, width, rows, y, y_offsets, y_channel, count, epilogue):
             for i in range(r, r + deep):
                 for c in range(count):
                     put(y, get(y_offsets, i) + c * y_channel, get(sums, i * width + c))
+        r += deep
 
 
 # -- packing of the second operand ----------------------------------------------------------------------------------------
@@ -164,9 +169,9 @@ class Matrices(NamedTuple):
     k_pitch: int
 
 
-@outlined
-def pack_some(args, thread):
-    """Take panels until none is left."""
+@parallel_kernel
+def pack_panels(args, thread):
+    """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero."""
     source, target, m, width, counter = args
     per_group = -(-m.columns // width)
     while True:
@@ -180,18 +185,13 @@ def pack_some(args, thread):
                    m.k_pitch, min(width, m.columns - first), m.depth, pointer(target, panel * m.depth * width), width)
 
 
-@kernel
-def pack_panels(source, target, matrices, width, counter, threads):
-    """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero."""
-    in_threads(pack_some, threads, (source, target, matrices, width, counter))
-
-
 def packed_panels(source: np.ndarray, matrices: Matrices, width: int) -> np.ndarray:
     """`source` in panels, by as many threads as it is worth."""
     panels = matrices.images * matrices.groups * -(-matrices.columns // width)
     target = np.empty(panels * matrices.depth * width, source.dtype)
     with parallel_region() as threads:
-        pack_panels(source.reshape(-1), target, matrices, width, np.zeros(1, np.int64), threads if source.size > SERIAL_PACKING else 1)
+        arguments = (source.reshape(-1), target, matrices, width, np.zeros(1, np.int64))
+        pack_panels(arguments, threads if source.size > SERIAL_PACKING else 1)
     return target
 
 

@@ -1,12 +1,12 @@
 """The one place for compilation: njit options, the on-disk cache, the threading layer and the number of threads.
 
-Kernels are decorated with `kernel` (an entry point, cached on disk), `outlined` (a large helper, compiled on its own) or
-`inlined` (a helper that becomes part of its caller). Decorating compiles nothing; the first call does.
+Kernels are functions `work(arguments, thread)` that take tasks with `_simd.next_task` until none is left, decorated with
+`_simd.parallel_kernel`; their helpers are `outlined` (large ones, compiled on their own) or `inlined` (part of their caller).
+Decorating compiles nothing; the first call does, and keeps the machine code on disk. A kernel is compiled once and called
+through its address (`_simd.launch`): Numba's own `prange` compiles a body three times over.
 
-A parallel entry point calls `_simd.in_threads(work, threads, arguments)`, where `work(arguments, thread)` takes tasks with
-`_simd.next_task` until none is left. It is called inside `parallel_region()`, which says how many threads may be used: one
-after a fork that the threading layer does not survive, and one caller at a time under Numba's workqueue layer, which
-aborts on concurrent regions.
+A kernel is called inside `parallel_region()`, which says how many threads may be used: one after a fork that the threading
+layer does not survive, and one caller at a time under Numba's workqueue layer, which aborts on concurrent regions.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from typing import Any
 import numba
 import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
-from numba.core.dispatcher import Dispatcher
 
-__all__ = ["cache_directory", "cache_state", "compiled_kernels", "cpu_target", "inlined", "kernel", "num_threads", "outlined",
-           "parallel_region", "set_num_threads", "threading_layer"]
+__all__ = ["address_of", "addressed", "cache_directory", "cache_state", "cached", "compiled_kernels", "cpu_target", "inlined",
+           "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer"]
 
 # Contraction into fused multiply-adds only: reassociation is written out where it is wanted, and NaN and Inf must survive.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False,
@@ -44,12 +43,19 @@ HELPER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}  # neve
 # -- decorators -----------------------------------------------------------------------------------------------------------
 
 
-def kernel(function: Callable) -> Any:
-    """Compile `function` as an entry point; its machine code is kept on disk."""
-    dispatcher: Any = numba.njit(**OPTIONS)(function)
+def cached(function: Callable) -> Any:
+    """Compile `function` to be called from Python; its machine code is kept on disk."""
+    return _on_disk(numba.njit(**OPTIONS)(function))
+
+
+def addressed(function: Callable) -> Any:
+    """Compile `function` to be called through its address; its machine code is kept on disk."""
+    return _on_disk(numba.njit(**HELPER_OPTIONS)(function))
+
+
+def _on_disk(dispatcher: Any) -> Any:
     if cache_directory() is not None:
         dispatcher._cache = _KernelCache(dispatcher.py_func)
-    dispatcher.is_entry_point = True
     return dispatcher
 
 
@@ -63,14 +69,6 @@ def outlined(function: Callable) -> Any:
     return numba.njit(**HELPER_OPTIONS)(function)
 
 
-def transform_kernel(function: Callable) -> Any:
-    """Compile `function` to be called by other kernels through its address; its machine code is kept on disk."""
-    dispatcher: Any = numba.njit(**HELPER_OPTIONS)(function)
-    if cache_directory() is not None:
-        dispatcher._cache = _KernelCache(dispatcher.py_func)
-    return dispatcher
-
-
 def address_of(dispatcher: Any, signature: tuple[Any, ...]) -> int:
     """Address of the machine code for a signature, compiled or loaded now; valid while `dispatcher` lives."""
     dispatcher.compile(signature)
@@ -79,12 +77,13 @@ def address_of(dispatcher: Any, signature: tuple[Any, ...]) -> int:
 
 
 def compiled_kernels(modules: list[ModuleType]) -> dict[str, Any]:
-    """The entry points defined in `modules`, by name: what `info` lists and `warmup` compiles."""
+    """The kernels defined in `modules`, by name: what `info` lists and `warmup` compiles."""
     found: dict[str, Any] = {}
     for module in modules:
         for value in vars(module).values():
-            if isinstance(value, Dispatcher) and hasattr(value, "is_entry_point") and value.__module__ == module.__name__:
-                found[f"{module.__name__.rpartition('.')[2].removeprefix('cpu_').lstrip('_')}.{value.py_func.__name__}"] = value
+            if getattr(getattr(value, "dispatcher", None), "__module__", None) == module.__name__:
+                name = module.__name__.rpartition(".")[2].removeprefix("cpu_").lstrip("_")
+                found[f"{name}.{value.dispatcher.py_func.__name__}"] = value.dispatcher
     return found
 
 
@@ -269,7 +268,10 @@ def _cgroup_quota(root: Path) -> float:
 
 
 def num_threads() -> int:
-    """Threads a call may use: `set_num_threads`, else FASTCONV_NUM_THREADS, else the processors available."""
+    """Threads a call may use: `set_num_threads`, else FASTCONV_NUM_THREADS, else the processors available.
+
+    Never more than Numba's pool has, which is as many as the machine has processors.
+    """
     if _threads.count is None:
         text = os.environ.get("FASTCONV_NUM_THREADS")
         if text is None:
@@ -277,7 +279,7 @@ def num_threads() -> int:
         else:
             if not text.isdigit() or int(text) < 1:
                 raise ValueError(f"FASTCONV_NUM_THREADS must be a positive integer, got {text!r}")
-            _threads.count = int(text)
+            _threads.count = min(int(text), numba.config.NUMBA_NUM_THREADS)
     return _threads.count
 
 
@@ -287,7 +289,7 @@ def set_num_threads(count: int) -> None:
         raise TypeError(f"count must be an integer, got {count!r}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
-    _threads.count = count
+    _threads.count = min(count, numba.config.NUMBA_NUM_THREADS)
 
 
 def threading_layer() -> str:

@@ -12,29 +12,23 @@ from dataclasses import asdict, fields
 import numpy as np
 
 from . import Machine
-from ._jit import cache_directory, cpu_target, kernel, num_threads, outlined, parallel_region, source_digest, write_atomically
-from ._simd import TILE_COLUMNS, TILE_ROWS, in_threads, lane_count, pointer, tile_outer, tile_store, tile_zeros
+from ._jit import cache_directory, cpu_target, num_threads, parallel_region, source_digest, write_atomically
+from ._simd import TILE_COLUMNS, TILE_ROWS, lane_count, parallel_kernel, pointer, tile_outer, tile_store, tile_zeros
 
 DEPTH = 256  # steps of the sum: x and w stay in the first-level cache
 STREAM_BYTES = 64 * 1024 * 1024  # beyond a last-level cache's share of one thread
 CACHE_BYTES = 256 * 1024  # within a second-level cache, beyond the first
 
 
-@outlined
+@parallel_kernel
 def multiply_add(args, thread):
-    """The GEMM micro-kernel on data that stays in the first-level cache."""
+    """`repeats` tiles of the GEMM micro-kernel on data that stays in the first-level cache; with none, the cost of a region."""
     x, offsets, w, y, width, repeats = args
     for _ in range(repeats):
         acc = tile_zeros(pointer(x, 0), TILE_ROWS, TILE_COLUMNS)
         for k in range(DEPTH):
             acc = tile_outer(acc, pointer(x, k), pointer(offsets, 0), pointer(w, k * width), TILE_ROWS)
         tile_store(pointer(y, 0), width, acc, TILE_ROWS)
-
-
-@kernel
-def multiply_add_rate(x, offsets, w, y, width, repeats, threads):
-    """`repeats` tiles of `DEPTH` steps on each thread; with none, the cost of a region."""
-    in_threads(multiply_add, threads, (x, offsets, w, y, width, repeats))
 
 
 def best_time(run: Callable[[], object], rounds: int) -> float:
@@ -55,12 +49,12 @@ def measure(cpu: str) -> Machine:
     y = np.empty(TILE_ROWS * width, np.float32)
     offsets = np.arange(TILE_ROWS, dtype=np.int32)
     with parallel_region() as threads:
-        multiply_add_rate(x, offsets, w, y, width, 1, 1)
+        multiply_add((x, offsets, w, y, width, 1), 1)
         repeats = 200
-        seconds = best_time(lambda: multiply_add_rate(x, offsets, w, y, width, repeats, 1), 20)
+        seconds = best_time(lambda: multiply_add((x, offsets, w, y, width, repeats), 1), 20)
         rate = 2 * TILE_ROWS * width * DEPTH * repeats / seconds
-        alone = best_time(lambda: multiply_add_rate(x, offsets, w, y, width, 0, 1), 50)
-        together = best_time(lambda: multiply_add_rate(x, offsets, w, y, width, 0, threads), 50)
+        alone = best_time(lambda: multiply_add((x, offsets, w, y, width, 0), 1), 50)
+        together = best_time(lambda: multiply_add((x, offsets, w, y, width, 0), threads), 50)
     large, small = (np.ones(count // 2, np.uint8) for count in (STREAM_BYTES, CACHE_BYTES))
     return Machine(
         cpu=cpu, flops32=rate, flops64=rate / 2, bandwidth=2 * large.size / best_time(large.copy, 3),

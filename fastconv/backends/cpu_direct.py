@@ -25,7 +25,7 @@ from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._boxes import TASKS_PER_THREAD, Geometry, box_end, box_start, cut, input_offset, pack_line
 from ._gemm import epilogue_of
-from ._jit import inlined, kernel, num_threads, outlined, parallel_region
+from ._jit import inlined, num_threads, outlined, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._scratch import scratch
 from ._simd import (
@@ -35,11 +35,11 @@ from ._simd import (
     LANES_TILE_SINGLE,
     advance,
     get,
-    in_threads,
     lane_count,
     lanes_of,
     load,
     next_task,
+    parallel_kernel,
     pointer,
     put,
     rectify,
@@ -163,9 +163,9 @@ several_channels = make_tile(LANES_TILE_ROWS, LANES_TILE_COLUMNS)
 single_channel = make_tile(1, LANES_TILE_SINGLE)
 
 
-@outlined
-def convolve_lines(args, thread):
-    """Take (box, block of groups) until none is left."""
+@parallel_kernel
+def direct_forward(args, thread):
+    """y = epilogue(convolution of x with w + bias), by (box, block of groups)."""
     x, w, bias, y, g, lines, taps, borders, space, block, epilogue, counter = args
     depth = taps.size
     blocks = -(-g.groups // block)
@@ -212,15 +212,9 @@ def convolve_lines(args, thread):
                 channel += rows
 
 
-@kernel
-def direct_forward(x, w, bias, y, g, lines, taps, borders, space, block, epilogue, counter, threads):
-    """y = epilogue(convolution of x with w + bias)."""
-    in_threads(convolve_lines, threads, (x, w, bias, y, g, lines, taps, borders, space, block, epilogue, counter))
-
-
-@outlined
-def correlate_lines(args, thread):
-    """Take (share of the boxes, block of groups) until none is left; a tile of taps meets all pixels of a box."""
+@parallel_kernel
+def direct_grad_weight(args, thread):
+    """parts[share] += gradient of the weights over the share's boxes; a tile of taps meets all pixels of a box."""
     x, gy, parts, g, lines, taps, kernel_points, borders, space, block, shares, counter = args
     blocks = -(-g.groups // block)
     boxes = -(-g.out_n // g.box_n) * -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h) * -(-g.out_w // g.box_w)
@@ -257,12 +251,6 @@ def correlate_lines(args, thread):
                             else:
                                 acc = tile_dot_first(acc, at, pointer(taps, tap), gradient, get(counts, v))
                         tile_totals(acc, pointer(parts, share * parts.shape[1] + (output * g.group_in + channel) * row + tap))
-
-
-@kernel
-def direct_grad_weight(x, gy, parts, g, lines, taps, kernel_points, borders, space, block, shares, counter, threads):
-    """parts[share] += gradient of the weights over the share's output points."""
-    in_threads(correlate_lines, threads, (x, gy, parts, g, lines, taps, kernel_points, borders, space, block, shares, counter))
 
 
 class _Lined:
@@ -349,9 +337,9 @@ class Forward(_Lined):
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         with parallel_region() as threads:
-            direct_forward(x.reshape(-1), packed, self.no_bias if bias is None else bias, out.reshape(-1), self.geometry, self.lines,
-                           self.taps, self.borders, self.workspace(threads), self.block, self.epilogue, np.zeros(1, np.int64),
-                           threads if self.problem.flops > SERIAL_FLOPS else 1)
+            arguments = (x.reshape(-1), packed, self.no_bias if bias is None else bias, out.reshape(-1), self.geometry, self.lines,
+                         self.taps, self.borders, self.workspace(threads), self.block, self.epilogue, np.zeros(1, np.int64))
+            direct_forward(arguments, threads if self.problem.flops > SERIAL_FLOPS else 1)
 
 
 class GradWeight(_Lined):
@@ -376,9 +364,9 @@ class GradWeight(_Lined):
         p = self.problem
         parts = np.zeros((self.shares, p.out_channels * p.group_in * self.row), p.dtype)
         with parallel_region() as threads:
-            direct_grad_weight(x.reshape(-1), packed.reshape(-1), parts, self.geometry, self.lines, self.taps, self.kernel_points,
-                               self.borders, self.workspace(threads), self.block, self.shares, np.zeros(1, np.int64),
-                               threads if p.flops > SERIAL_FLOPS else 1)
+            arguments = (x.reshape(-1), packed.reshape(-1), parts, self.geometry, self.lines, self.taps, self.kernel_points,
+                         self.borders, self.workspace(threads), self.block, self.shares, np.zeros(1, np.int64))
+            direct_grad_weight(arguments, threads if p.flops > SERIAL_FLOPS else 1)
         with np.errstate(invalid="ignore", over="ignore"):
             total = parts.sum(axis=0, dtype=p.dtype)
         whole = total.reshape(p.out_channels, p.group_in, self.row)[..., :self.kernel_points]
@@ -388,7 +376,9 @@ class GradWeight(_Lined):
 
 # -- the backend ----------------------------------------------------------------------------------------------------------
 
-EFFICIENCY = 0.5  # share of the multiply-add peak, loads of x shared by four output channels (bench_conv.py, grouped)
+EFFICIENCY = 0.8  # share of the multiply-add peak, loads of x shared by four output channels (bench_conv.py, first layers)
+FAR_EFFICIENCY = 0.5  # the same where a tile's input exceeds the first-level cache (bench_conv.py, 3x3 layers)
+NEAR_BYTES = 32 * 1024  # of input that a tile reads and the first-level cache keeps
 SINGLE_EFFICIENCY = 0.35  # the same for one output channel a group (bench_conv.py, depthwise)
 GRADIENT_EFFICIENCY = 0.25  # the weight gradient's (bench_conv.py, depthwise, grad_weight)
 TILE_OVERHEAD = 8  # taps that storing a tile costs (bench_conv.py, depthwise 3x3)
@@ -405,11 +395,14 @@ def seconds(problem: Problem, machine: Machine) -> float:
     if p.pass_name == "grad_input":
         return phase_seconds(p, lambda phase: seconds(phase, machine), machine.bandwidth)
     lanes = lane_count(p.dtype)
-    width = p.output_size[2]
-    waste = -(-width // lanes) * lanes / max(1, width)
-    outputs = p.batch * p.out_channels * math.prod(p.output_size) * waste
+    vectors = math.prod(p.output_size[:2]) * -(-p.output_size[2] // lanes)
+    outputs = float(p.batch * p.out_channels * vectors * lanes)
     if p.pass_name == "forward":
-        efficiency = EFFICIENCY if p.group_out >= LANES_TILE_ROWS else SINGLE_EFFICIENCY
+        efficiency = SINGLE_EFFICIENCY
+        if p.group_out >= LANES_TILE_ROWS:
+            outputs *= -(-vectors // LANES_TILE_COLUMNS) * LANES_TILE_COLUMNS / vectors
+            read = p.group_in * math.prod(p.kernel_size[:2]) * LANES_TILE_COLUMNS * lanes * p.itemsize
+            efficiency = EFFICIENCY if read <= NEAR_BYTES else FAR_EFFICIENCY
         multiply = 2 * outputs * (p.taps + TILE_OVERHEAD) / (efficiency * machine.flops(p.dtype))
     else:
         points = math.prod(p.kernel_size)

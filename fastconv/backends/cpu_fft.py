@@ -14,6 +14,7 @@ LeCun, "Fast training of convolutional networks through FFTs" (2014).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -23,37 +24,55 @@ import numpy as np
 
 from ..problem import Problem
 from . import Backend, Kernel, Machine
-from ._jit import num_threads
+from ._jit import num_threads, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._rectifiers import RECTIFIERS
+from ._simd import next_task, parallel_kernel, pointer
 
+SPECTRA_ELEMENTS = 16e6  # of all kernels' spectra, where the tiles can be made that small
+MOST_SPECTRA_BYTES = 1024**3  # of the packed operand: beyond, memory costs more than any transform saves
 BLOCK_BYTES = 32 * 1024 * 1024  # of tiles transformed at once: bounds scratch, and scipy.fft shares it among its workers
 TRANSFORM_EFFICIENCY = 0.03  # of the multiply-add peak, scipy.fft in float32 (benchmarks/bench_conv.py, filter_31x31)
-PRODUCT_EFFICIENCY = 0.12  # of the peak, complex products by NumPy (bench_conv.py, large_15x15)
+PRODUCT_EFFICIENCY = 0.12  # of the peak, complex products (bench_conv.py, large_15x15)
 CALL_SECONDS = 60e-6  # of Python around a run (bench_conv.py, tiny)
 
 AXES = (-3, -2, -1)
 
 
+@functools.lru_cache(maxsize=4096)
 def fast_length(n: int) -> int:
-    """A length of at least n whose real transform is fast."""
-    if n == 1:
-        return 1
-    from scipy.fft import next_fast_len
+    """The next length of at least n whose only prime factors are 2, 3 and 5: their transforms are the fast ones.
 
-    return int(next_fast_len(n, real=True))
-
-
-def tile_lengths(outputs: tuple[int, ...], extent: tuple[int, ...]) -> tuple[int, ...]:
-    """Transform lengths per axis: the whole axis where it is short, else four times the kernel and at least 256.
-
-    Longer ones overlap less, shorter ones stay in the cache.
+    Written out because the cost model asks for it, and importing scipy.fft takes 0.1 s of a process's first call.
     """
+    while True:
+        rest = n
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return n
+        n += 1
+
+
+def tile_lengths(problem: Problem) -> tuple[int, ...]:
+    """Transform lengths per axis of a forward problem: the whole axis where it is short, else at least twice the kernel.
+
+    Longer tiles overlap less; shorter ones stay in the cache, and the spectra of many pairs of channels stay small.
+    """
+    pairs = max(1, problem.out_channels * problem.group_in)
+    longest = int(min(256, max(16, (SPECTRA_ELEMENTS / pairs) ** 0.5)))
     lengths = []
-    for n, e in zip(outputs, extent, strict=True):
-        whole = n + e - 1
-        lengths.append(1 if whole == 1 else fast_length(min(whole, max(4 * e, 256))))
+    for n, stride, extent in zip(problem.output_size, problem.stride, extents(problem), strict=True):
+        whole = (n - 1) * stride + extent
+        good = max(2 * extent, longest) if problem.ndim > 1 else max(4 * extent, 1024)
+        lengths.append(1 if whole == 1 else fast_length(min(whole, good)))
     return tuple(lengths)
+
+
+def extents(problem: Problem) -> tuple[int, ...]:
+    """Points that a kernel reaches on each axis, dilation included."""
+    return tuple(d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel_size, strict=True))
 
 
 class _Spectral:
@@ -121,14 +140,31 @@ def take_padded(x: np.ndarray, sources: tuple[np.ndarray, ...], starts: tuple[in
     return x
 
 
+@parallel_kernel
+def multiply_spectra(args, thread):
+    """sums[f, g] += left[f, g] @ right[f, g], matrices of complex numbers; no BLAS, whose own threads would fight with these."""
+    left, right, sums, counter = args
+    frequencies, groups, tiles, outputs = sums.shape
+    while True:
+        f = next_task(pointer(counter, 0))
+        if f >= frequencies:
+            break
+        for g in range(groups):
+            for t in range(tiles):
+                for c in range(left.shape[3]):
+                    a = left[f, g, t, c]
+                    for o in range(outputs):
+                        sums[f, g, t, o] += a * right[f, g, c, o]
+
+
 class Forward(_Spectral):
     """The forward pass; `pack` makes the kernels' spectra."""
 
     def __init__(self, problem: Problem):
         p = problem
-        self.extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
+        self.extent = extents(p)
         self.dense = tuple((n - 1) * s + 1 for n, s in zip(p.output_size, p.stride, strict=True))
-        super().__init__(p, tile_lengths(self.dense, self.extent))
+        super().__init__(p, tile_lengths(p))
         # A tile's first output is a multiple of the stride, so that its outputs are every stride-th one.
         self.step = tuple(max(s, (length - e + 1) // s * s) for length, e, s in zip(self.lengths, self.extent, p.stride, strict=True))
         self.tiles = tuple(-(-n // step) for n, step in zip(self.dense, self.step, strict=True))
@@ -172,7 +208,10 @@ class Forward(_Spectral):
             product = spectra.reshape(tiles, p.groups, 1, self.frequencies) * packed[:, :, 0]
         else:
             left = np.ascontiguousarray(spectra.reshape(tiles, p.groups, p.group_in, self.frequencies).transpose(3, 1, 0, 2))
-            product = np.ascontiguousarray(np.matmul(left, packed).transpose(2, 1, 3, 0))
+            sums = np.zeros((self.frequencies, p.groups, tiles, p.group_out), self.complex)
+            with parallel_region() as threads:
+                multiply_spectra((left, packed, sums, np.zeros(1, np.int64)), threads)
+            product = np.ascontiguousarray(sums.transpose(2, 1, 3, 0))
         return product.reshape(tiles, p.out_channels, self.frequencies)
 
     @property
@@ -201,9 +240,12 @@ class GradWeight(_Spectral):
         spectra = self.transform(padded).reshape(p.batch, p.groups, p.group_in, self.frequencies)
         gw = weights_first(out, p)
         lags = tuple(slice(0, d * (k - 1) + 1, d) for d, k in zip(p.dilation, p.kernel_size, strict=True))
-        for o in range(p.out_channels):
-            product = np.einsum("nf,ncf->cf", packed[:, o], spectra[:, o // p.group_out])
-            gw[o] = self.invert(product)[(slice(None), *lags)]
+        block = max(1, BLOCK_BYTES // (p.batch * p.group_in * self.frequencies * self.complex.itemsize))
+        for first in range(0, p.out_channels, block):
+            outputs = np.arange(first, min(first + block, p.out_channels))
+            product = np.einsum("nof,nocf->ocf", packed[:, outputs], spectra[:, outputs // p.group_out])
+            index: tuple[Any, ...] = (..., *lags)
+            gw[outputs] = self.invert(product)[index]
 
     @property
     def scratch_bytes(self) -> int:
@@ -230,7 +272,19 @@ def refuses(problem: Problem) -> str | None:
         return f"rounds, and {problem.dtype} results are exact"
     if problem.accuracy == "strict":
         return "its error is relative to the largest values nearby: accuracy='strict' asks for a plain sum's"
+    if problem.pass_name != "grad_input" and (needed := spectra_bytes(problem)) > MOST_SPECTRA_BYTES:
+        return f"its spectra would take {needed / 1e9:.1f} GB"
+    if problem.pass_name == "grad_input":
+        return next((reason for phase in problem.phases() if phase.problem and (reason := refuses(phase.problem))), None)
     return None
+
+
+def spectra_bytes(problem: Problem) -> int:
+    """Bytes of the packed second operand."""
+    p = problem
+    if p.pass_name == "grad_weight":
+        return math.prod(map(fast_length, p.padded_size)) * p.batch * (p.out_channels + p.in_channels) * p.itemsize
+    return math.prod(tile_lengths(p)) * p.out_channels * p.group_in * p.itemsize
 
 
 def seconds(problem: Problem, machine: Machine) -> float:
@@ -239,10 +293,9 @@ def seconds(problem: Problem, machine: Machine) -> float:
     if p.pass_name == "grad_input":
         return phase_seconds(p, lambda phase: seconds(phase, machine), machine.bandwidth)
     if p.pass_name == "forward":
-        extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
-        dense = tuple((n - 1) * s + 1 for n, s in zip(p.output_size, p.stride, strict=True))
-        lengths = tile_lengths(dense, extent)
-        tiles = p.batch * math.prod(-(-n // max(1, length - e + 1)) for n, length, e in zip(dense, lengths, extent, strict=True))
+        lengths = tile_lengths(p)
+        steps = (max(1, length - e + 1) for length, e in zip(lengths, extents(p), strict=True))
+        tiles = p.batch * math.prod(-(-((n - 1) * s + 1) // step) for n, s, step in zip(p.output_size, p.stride, steps, strict=True))
         transforms = tiles * (p.in_channels + p.out_channels)
     else:
         lengths, tiles = tuple(fast_length(n) for n in p.padded_size), p.batch
@@ -261,8 +314,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     if p.pass_name == "grad_weight":
         lengths, transforms = tuple(fast_length(n) for n in p.padded_size), p.batch * p.out_channels
     else:
-        extent = tuple(d * (k - 1) + 1 for d, k in zip(p.dilation, p.kernel_size, strict=True))
-        lengths, transforms = tile_lengths(p.output_size, extent), p.out_channels * p.group_in
+        lengths, transforms = tile_lengths(p), p.out_channels * p.group_in
     points = math.prod(lengths)
     rate = TRANSFORM_EFFICIENCY * machine.flops(p.dtype) * machine.threads
     return CALL_SECONDS + transforms * 2.5 * points * math.log2(max(2, points)) / rate

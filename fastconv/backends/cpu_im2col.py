@@ -35,17 +35,19 @@ from ._gemm import (
     panel_width,
     store_points,
 )
-from ._jit import kernel, num_threads, outlined, parallel_region
+from ._jit import num_threads, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._scratch import scratch
-from ._simd import TILE_COLUMNS, TILE_ROWS, advance, get, in_threads, next_task, pointer, prefetch_write
+from ._simd import TILE_COLUMNS, TILE_HALF_ROWS, TILE_ROWS, advance, get, next_task, parallel_kernel, pointer, prefetch_write
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
 PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
-TILE_OVERHEAD = 12  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
-EFFICIENCY = 0.9  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
+TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
+ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
+EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
+STREAMED_BYTES = 1024 * 1024  # of packed panels that no longer stay in the second-level cache
 CALL_SECONDS = 12e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
 
@@ -64,9 +66,9 @@ class Workspace(NamedTuple):
     gw_channel: int
 
 
-@outlined
-def convolve_boxes(args, thread):
-    """Take (box, share of the panels) until none is left."""
+@parallel_kernel
+def im2col_forward(args, thread):
+    """y = epilogue(convolution of x with the packed w + bias), by (box, share of the panels)."""
     x, w, bias, y, g, taps, borders, space, k_block, width, splits, epilogue, counter = args
     depth = taps.size
     per_group = -(-g.group_out // width)
@@ -116,15 +118,9 @@ def convolve_boxes(args, thread):
                         stored = row
 
 
-@kernel
-def im2col_forward(x, w, bias, y, g, taps, borders, space, k_block, width, splits, epilogue, counter, threads):
-    """y = epilogue(convolution of x with the packed w + bias)."""
-    in_threads(convolve_boxes, threads, (x, w, bias, y, g, taps, borders, space, k_block, width, splits, epilogue, counter))
-
-
-@outlined
-def gradient_chunks(args, thread):
-    """Take (share of the boxes, group, chunk of its channels, share of its panels) until none is left.
+@parallel_kernel
+def im2col_grad_weight(args, thread):
+    """parts[share] = gradient of the weights over the share's boxes, by (share, group, chunk of its channels, share of its panels).
 
     The rows of the product are the chunk's taps, its k the output points; sums go on from box to box in scratch.
     """
@@ -179,13 +175,6 @@ def gradient_chunks(args, thread):
                              pointer(targets, row), space.gw_output, min(width, g.group_out - panel * width), identity)
 
 
-@kernel
-def im2col_grad_weight(x, gy, parts, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, counter, threads):
-    """parts[share] = gradient of the weights over the share's output points; gy comes packed in panels."""
-    in_threads(gradient_chunks, threads, (x, gy, parts, g, rows, targets, borders, space, chunk, kernel_points, width, splits,
-                                          shares, counter))
-
-
 class Forward:
     """The forward pass: `pack` makes panels of the weights, `run` convolves with them."""
 
@@ -212,9 +201,10 @@ class Forward:
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
         with parallel_region() as threads:
-            im2col_forward(x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), out.reshape(-1),
-                           self.geometry, self.taps, self.borders, self.layout.allocate(threads, p.dtype), self.k_block, self.width,
-                           self.splits, self.epilogue, np.zeros(1, np.int64), threads if p.flops > SERIAL_FLOPS else 1)
+            arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), out.reshape(-1),
+                         self.geometry, self.taps, self.borders, self.layout.allocate(threads, p.dtype), self.k_block, self.width,
+                         self.splits, self.epilogue, np.zeros(1, np.int64))
+            im2col_forward(arguments, threads if p.flops > SERIAL_FLOPS else 1)
 
     @property
     def scratch_bytes(self) -> int:
@@ -268,9 +258,10 @@ class GradWeight:
         p = self.problem
         parts = out.reshape(1, -1) if self.shares == 1 else np.empty((self.shares, out.size), out.dtype)
         with parallel_region() as threads:
-            im2col_grad_weight(x.reshape(-1), packed, parts, self.geometry, self.rows, self.targets, self.borders,
-                               self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits,
-                               self.shares, np.zeros(1, np.int64), threads if p.flops > SERIAL_FLOPS else 1)
+            arguments = (x.reshape(-1), packed, parts, self.geometry, self.rows, self.targets, self.borders,
+                         self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits,
+                         self.shares, np.zeros(1, np.int64))
+            im2col_grad_weight(arguments, threads if p.flops > SERIAL_FLOPS else 1)
         if self.shares > 1:
             with np.errstate(invalid="ignore", over="ignore"):
                 np.sum(parts, axis=0, out=out.reshape(-1))
@@ -318,7 +309,9 @@ def seconds(problem: Problem, machine: Machine) -> float:
     if problem.pass_name == "forward":
         rows, depth = points, problem.taps
     else:
-        rows, depth = problem.taps, points
+        rows, depth = -(-problem.taps // TILE_HALF_ROWS) * TILE_HALF_ROWS, points
+    if problem.pass_name == "forward" and not problem.channels_last and math.prod(problem.output_size) * problem.itemsize % 4096 == 0:
+        depth += ALIASED_OVERHEAD
     multiply = 2 * rows * columns * (depth + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(problem.dtype))
     moved = 2 * problem.bytes / machine.cache_bandwidth
     threads = machine.threads if problem.flops > SERIAL_FLOPS else 1
@@ -326,9 +319,12 @@ def seconds(problem: Problem, machine: Machine) -> float:
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
-    """Both sides of the copy into panels."""
+    """Both sides of the copy into panels, whose missing columns are written too."""
     second = math.prod(problem.shapes[1]) * problem.itemsize
-    return CALL_SECONDS / 2 + 3 * second / machine.cache_bandwidth
+    panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
+    written = panels * panel_width(problem.dtype)
+    bandwidth = machine.cache_bandwidth if written < STREAMED_BYTES else machine.bandwidth
+    return CALL_SECONDS / 2 + second / machine.cache_bandwidth + 2 * written / bandwidth
 
 
 def build(problem: Problem) -> Kernel:

@@ -20,7 +20,7 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (201
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,15 +30,15 @@ from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, Axis, axis_algorithm, call_transform, transform_address
 from ._boxes import TASKS_PER_THREAD, copy_run, fill_run, strides_of
 from ._gemm import Matrices, epilogue_of, multiply_tile, packed_panels, pad_bias, panel_width, store_points
-from ._jit import kernel, num_threads, outlined, parallel_region
+from ._jit import num_threads, outlined, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._scratch import scratch
-from ._simd import TILE_COLUMNS, TILE_ROWS, advance, get, in_threads, lane_count, lanes_of, next_task, pointer, put, transpose_block
+from ._simd import TILE_ROWS, advance, get, lane_count, lanes_of, next_task, parallel_kernel, pointer, put, transpose_block
 
-# Outputs per tile that have an algorithm, by taps of an axis; strided ones by (taps, stride).
-OUTPUTS: dict[int, tuple[int, ...]] = {1: (4, 2), 2: (4, 2), 3: (4, 2), 4: (4, 2), 5: (4, 2), 6: (2,), 7: (2,)}
-STRIDED_OUTPUTS = (4, 2)
-MOST_STRIDED_TAPS = 11
+# Outputs per tile of the algorithms there are, by (taps, stride): both axes alike, or one axis of a line of taps.
+SQUARES = {(2, 1): (4, 2), (3, 1): (4, 2), (4, 1): (2,), (5, 1): (4, 2), (7, 1): (2,), (3, 2): (4, 2), (5, 2): (2,)}
+LINES = {(2, 1): 4, (3, 1): 4, (5, 1): 4, (7, 1): 4}
+MIXED = {(2, 3): 4, (3, 2): 4}  # taps of the two axes: phases of a strided 5x5
 SMALLEST_CHANNELS = 8  # of a group, in and out: fewer leave lanes of the transforms and the product empty
 TRANSFORMED_BYTES = 512 * 1024  # of V: half a 1 MiB L2 (benchmarks/bench_conv.py, 3x3 layers)
 FEWEST_TILES, MOST_TILES = 2 * TILE_ROWS, 16 * TILE_ROWS  # of a box, where there are so many
@@ -151,10 +151,10 @@ def transform_box(g, transform, packed, down, across, v, tiles):
         tile = 0
         for i in range(down):
             for f in range(g.dilation_h):
-                row = i * g.tile_h * g.stride_h * g.dilation_h + f
+                row = (i * g.tile_h * g.dilation_h + f) * g.stride_h
                 for j in range(across):
                     for e in range(g.dilation_w):
-                        column = j * g.tile_w * g.stride_w * g.dilation_w + e
+                        column = (j * g.tile_w * g.dilation_w + e) * g.stride_w
                         at = advance(packed, ((d * g.span_h + row) * g.span_w + column) * g.lines)
                         to = advance(v, (d * count + tile) * g.lines)
                         for c in range(0, g.lines, lanes):
@@ -191,9 +191,9 @@ def store_tiles(g, transform, sums, width, bias, first, count, down, across, sta
                                  g.y_channel, channels, epilogue)
 
 
-@outlined
-def convolve_tiles(args, thread):
-    """Take (box, group, share of its panels) until none is left."""
+@parallel_kernel
+def winograd_forward(args, thread):
+    """y = epilogue(convolution of x with the transformed weights u + bias), by (box, group, share of its panels)."""
     x, u, bias, zeros, y, g, input_transform, output_transform, borders, space, taps, ramp, width, splits, epilogue, counter = args
     per_group = -(-g.group_out // width)
     wide, high, deep = -(-g.out_w // g.box_w), -(-g.out_h // g.box_h), -(-g.out_d // g.box_d)
@@ -214,7 +214,8 @@ def convolve_tiles(args, thread):
         box = task // splits
         group = box % g.groups
         place = box // g.groups
-        start = (place // (wide * high * deep), place // (wide * high) % deep * g.box_d, place // wide % high * g.box_h, place % wide * g.box_w)
+        start = (place // (wide * high * deep), place // (wide * high) % deep * g.box_d, place // wide % high * g.box_h,
+                 place % wide * g.box_w)
         end = (start[0] + 1, min(start[1] + g.box_d, g.out_d), min(start[2] + g.box_h, g.out_h), min(start[3] + g.box_w, g.out_w))
         down = -(-(end[2] - start[2]) // (g.tile_h * g.dilation_h))
         across = -(-(end[3] - start[3]) // (g.tile_w * g.dilation_w))
@@ -239,17 +240,9 @@ def convolve_tiles(args, thread):
                             across, start, end, rows, pointer(ramp, 0), to, channels, epilogue)
 
 
-@kernel
-def winograd_forward(x, u, bias, zeros, y, g, input_transform, output_transform, borders, space, taps, ramp, width, splits, epilogue,
-                     counter, threads):
-    """y = epilogue(convolution of x with the transformed weights u + bias)."""
-    in_threads(convolve_tiles, threads, (x, u, bias, zeros, y, g, input_transform, output_transform, borders, space, taps, ramp,
-                                         width, splits, epilogue, counter))
-
-
-@outlined
-def transform_some(args, thread):
-    """Take (panel, depth tap) until none is left."""
+@parallel_kernel
+def winograd_weights(args, thread):
+    """u[panel][product][depth tap][channel][width] from panels of weights, by (panel, depth tap)."""
     panels, u, transform, kernel_d, channels, samples, products, step, width, channels_last, counter = args
     rows, columns = samples
     planes = rows * columns
@@ -270,29 +263,34 @@ def transform_some(args, thread):
                                step * kernel_d * channels * width, kernel_d * channels * width, at)
 
 
-@kernel
-def winograd_weights(panels, u, transform, kernel_d, channels, samples, products, step, width, channels_last, counter, threads):
-    """u[panel][product][depth tap][channel][width] from panels of weights."""
-    in_threads(transform_some, threads, (panels, u, transform, kernel_d, channels, samples, products, step, width, channels_last, counter))
-
-
 # -- choosing the algorithm -----------------------------------------------------------------------------------------------
 
 
-def axis_choices(taps: int, stride: int) -> tuple[int, ...]:
-    """Outputs per tile for which an axis has an algorithm, none where it has not."""
-    if stride == 1:
-        return OUTPUTS.get(taps, ())
-    return STRIDED_OUTPUTS if stride < taps <= MOST_STRIDED_TAPS and stride <= 4 else ()
-
-
-def algorithms(problem: Problem) -> Iterator[tuple[Axis, Axis]]:
-    """The pairs of axis algorithms for a forward problem."""
+def algorithms(problem: Problem) -> list[tuple[Axis, Axis]]:
+    """The pairs of axis algorithms for a forward problem, none where there are none."""
     (_, kh, kw), (_, sh, sw) = problem.kernel_size, problem.stride
-    for mh in axis_choices(kh, sh):
-        for mw in axis_choices(kw, sw):
-            if kh * kw > 1 and (kh == 1) + (kw == 1) < 2:
-                yield axis_algorithm(mh, kh, sh), axis_algorithm(mw, kw, sw)
+    if (kh, sh) == (kw, sw):
+        return [(axis_algorithm(m, kh, sh),) * 2 for m in SQUARES.get((kh, sh), ())]
+    if (kw, sw) == (1, 1) and (kh, sh) in LINES:
+        return [(axis_algorithm(LINES[kh, sh], kh, sh), axis_algorithm(4, 1))]
+    if (kh, sh) == (1, 1) and (kw, sw) in LINES:
+        return [(axis_algorithm(4, 1), axis_algorithm(LINES[kw, sw], kw, sw))]
+    if sh == sw == 1 and (kh, kw) in MIXED:
+        return [(axis_algorithm(MIXED[kh, kw], kh), axis_algorithm(MIXED[kh, kw], kw))]
+    return []
+
+
+def prepare(dtype: str) -> None:
+    """Compile the transforms of every algorithm."""
+    if np.dtype(dtype).kind != "f":
+        return
+    pairs = [((m, *key), (m, *key)) for key, outputs in SQUARES.items() for m in outputs]
+    for (taps, stride), m in LINES.items():
+        pairs += [((m, taps, stride), (4, 1, 1)), ((4, 1, 1), (m, taps, stride))]
+    pairs += [((m, kh, 1), (m, kw, 1)) for (kh, kw), m in MIXED.items()]
+    for high, wide in pairs:
+        for kind in (INPUT, OUTPUT, WEIGHTS):
+            transform_address(kind, high, wide, dtype)
 
 
 def algorithm_seconds(problem: Problem, high: Axis, wide: Axis, machine: Machine) -> float:
@@ -310,7 +308,8 @@ def algorithm_seconds(problem: Problem, high: Axis, wide: Axis, machine: Machine
     vectors = tiles * (depths * lines * products + out_d * columns * products) / lanes
     transform = vectors * lanes * p.itemsize * TRANSFORM_PASSES / machine.cache_bandwidth
     boxes = max(1, tiles * out_d / (p.groups * _tiles_of_a_box(p, products, lines)))
-    weights = boxes * products * columns * p.groups * p.taps / math.prod(p.kernel_size[1:]) * p.itemsize / (WEIGHT_READS * machine.bandwidth)
+    weight_bytes = products * columns * p.groups * p.group_in * p.kernel_size[0] * p.itemsize
+    weights = boxes * weight_bytes / (WEIGHT_READS * machine.bandwidth)
     moved = 2 * p.bytes / machine.cache_bandwidth
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return CALL_SECONDS + machine.region_seconds + (multiply + transform + weights + moved) / threads
@@ -377,8 +376,8 @@ class Forward:
             box_d = max(1, min(out_d, wanted // (down * across * dh * dw)))
         tiles = down * dh * across * dw
         spans = ((box_d - 1) * sd + dd * (p.kernel_size[0] - 1) + 1,
-                 (((down - 1) * high.outputs * sh + high.samples - 1) * dh + dh),
-                 (((across - 1) * wide.outputs * sw + wide.samples - 1) * dw + dw))
+                 ((down - 1) * high.outputs * sh + high.samples - 1) * dh + (dh - 1) * sh + 1,
+                 ((across - 1) * wide.outputs * sw + wide.samples - 1) * dw + (dw - 1) * sw + 1)
         # An odd number of cache lines apart, the planes of the products fall on different sets.
         v_product = _odd_lines(spans[0] * tiles * lines, lanes)
         m_product = _odd_lines((box_d * tiles + TILE_ROWS) * self.width, lanes)
@@ -396,17 +395,17 @@ class Forward:
         panels = packed_panels(w, Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), self.width)
         u = np.empty(p.groups * self.per_group * products * p.kernel_size[0] * p.group_in * self.width, p.dtype)
         with parallel_region() as threads:
-            winograd_weights(panels, u, self.weight_transform, p.kernel_size[0], p.group_in, (p.kernel_size[1], p.kernel_size[2]),
-                             products, self.wide.products, self.width, p.channels_last, np.zeros(1, np.int64), threads)
+            winograd_weights((panels, u, self.weight_transform, p.kernel_size[0], p.group_in, (p.kernel_size[1], p.kernel_size[2]),
+                              products, self.wide.products, self.width, p.channels_last, np.zeros(1, np.int64)), threads)
         return u
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
         with parallel_region() as threads:
-            winograd_forward(x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), self.zeros, out.reshape(-1),
-                             self.geometry, self.input_transform, self.output_transform, self.borders, self._workspace(threads),
-                             self.taps, self.ramp, self.width, self.splits, self.epilogue, np.zeros(1, np.int64),
-                             threads if p.flops > SERIAL_FLOPS else 1)
+            arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), self.zeros,
+                         out.reshape(-1), self.geometry, self.input_transform, self.output_transform, self.borders,
+                         self._workspace(threads), self.taps, self.ramp, self.width, self.splits, self.epilogue, np.zeros(1, np.int64))
+            winograd_forward(arguments, threads if p.flops > SERIAL_FLOPS else 1)
 
     def _sizes(self) -> tuple[int, ...]:
         g = self.geometry
@@ -456,7 +455,7 @@ def refuses(problem: Problem) -> str | None:
         return next((reason for reason in reasons if reason), None)
     if min(p.group_in, p.group_out) < SMALLEST_CHANNELS:
         return f"needs {SMALLEST_CHANNELS} input and output channels a group, not {p.group_in} and {p.group_out}"
-    if next(algorithms(p), None) is None:
+    if not algorithms(p):
         return f"has no algorithm for kernel {p.kernel_size[3 - p.ndim:]} with stride {p.stride[3 - p.ndim:]}"
     return None
 
@@ -478,4 +477,4 @@ def build(problem: Problem) -> Kernel:
     return passes[problem.pass_name](problem)
 
 
-BACKEND = Backend(refuses, seconds, build, pack_seconds, sums_directly=False)
+BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare, sums_directly=False)

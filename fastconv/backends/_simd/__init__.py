@@ -15,7 +15,7 @@ Its rows are addressed through a table of offsets, so the same code serves any s
 im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s on a core.
 """
 
-from .threads import in_threads, next_task
+from .threads import next_task, parallel_kernel
 from .tile import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -45,6 +45,7 @@ from .vector import (
     lanes_of,
     load,
     load_first,
+    misalignment,
     pointer,
     prefetch_write,
     put,
@@ -68,12 +69,13 @@ __all__ = [
     "advance",
     "fma",
     "get",
-    "in_threads",
     "lane_count",
     "lanes_of",
     "load",
     "load_first",
+    "misalignment",
     "next_task",
+    "parallel_kernel",
     "pointer",
     "prefetch_write",
     "put",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from llvmlite import ir
-from numba import types
+from numba import int64, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .._jit import address_of, addressed, cached, threading_layer
 from .vector import I64
 
 MOST_THREADS = 1024  # of one region
@@ -23,21 +27,18 @@ def next_task(typingctx, counter):
 
 
 @intrinsic
-def in_threads(typingctx, work, threads, args):
-    """work(args, thread) for thread in range(threads), on Numba's thread pool; on the caller's thread alone if threads == 1.
+def in_threads(typingctx, work, args, threads):
+    """Call the function `work(args, thread)`, given by its address, for thread in range(threads) on Numba's thread pool.
 
-    What `prange` does, without compiling the body three times over: the pool's entry point is called directly. `work`
-    must not raise. The pool must have been started (`_jit.parallel_region`).
+    On the caller's thread alone if threads == 1. The function must not raise. The pool must have been started.
     """
-    signature = typingctx.resolve_function_type(work, (args, types.int64), {})
-    compiled = work.dispatcher.overloads[signature.args]
+    argument_types = (args, types.int64)
 
-    def codegen(context, builder, _, values):
-        _, threads, shared = values
-        context.active_code_library.add_linking_library(compiled.library)
-        data = cgutils.alloca_once_value(builder, shared)
-        entry = _thread_entry(context, builder.module, compiled, signature, shared.type)
+    def codegen(context, builder, signature, values):
+        work, shared, threads = values
         byte = ir.IntType(8).as_pointer()
+        data = cgutils.alloca_once_value(builder, context.make_tuple(builder, types.Tuple((types.int64, args)), [work, shared]))
+        entry = _thread_entry(context, builder.module, argument_types, data.type)
         numbers = cgutils.alloca_once(builder, I64, size=MOST_THREADS)
         with cgutils.for_range(builder, threads) as loop:
             builder.store(loop.index, builder.gep(numbers, [loop.index]))
@@ -54,23 +55,51 @@ def in_threads(typingctx, work, threads, args):
                 builder.call(parallel_for, [*pointers, I64(0), I64(1), threads])
         return context.get_dummy_value()
 
-    return types.void(work, types.intp, args), codegen
+    return types.void(types.int64, args, types.intp), codegen
 
 
-def _thread_entry(context, module, compiled, signature, shared_type):
+def _thread_entry(context, module, argument_types, data_type):
     """The function that the pool calls with a run of thread numbers: it calls `work` for each of them."""
     byte = ir.IntType(8).as_pointer()
     words = I64.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), words, words, byte])
-    function = ir.Function(module, kind, name=f"thread_entry.{compiled.fndesc.mangled_name}")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [byte.as_pointer(), words, words, byte]), name="thread_entry")
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     arrays, count, _, data = function.args
     numbers = builder.bitcast(builder.load(arrays), words)
-    callee = context.declare_function(module, compiled.fndesc)
+    convention = context.call_conv
     with cgutils.for_range(builder, builder.load(count)) as loop:
         thread = builder.load(builder.gep(numbers, [loop.index]))
-        shared = builder.load(builder.bitcast(data, shared_type.as_pointer()))
-        context.call_conv.call_function(builder, callee, signature.return_type, signature.args, [shared, thread])
+        address, shared = cgutils.unpack_tuple(builder, builder.load(builder.bitcast(data, data_type)), 2)
+        kind = convention.get_function_type(types.none, argument_types)
+        work = builder.inttoptr(address, kind.as_pointer())
+        convention.call_function(builder, work, types.none, argument_types, [shared, thread])
     builder.ret_void()
     return function
+
+
+@cached
+def launch(work, args, threads):
+    """Run a kernel, given by its address; compiled once for the arguments of each kernel."""
+    in_threads(work, args, threads)
+
+
+class ParallelKernel:
+    """A kernel as Python calls it: `kernel(arguments, threads)`, the first argument being an array of the kernel's dtype."""
+
+    def __init__(self, function: Callable):
+        self.dispatcher = addressed(function)
+        self._addresses: dict[str, int] = {}
+
+    def __call__(self, arguments: tuple[Any, ...], threads: int) -> None:
+        dtype = arguments[0].dtype.char
+        address = self._addresses.get(dtype)
+        if address is None:
+            threading_layer()  # starts the pool whose entry point the machine code refers to
+            address = self._addresses[dtype] = address_of(self.dispatcher, (typeof(arguments), int64))
+        launch(address, arguments, threads)
+
+
+def parallel_kernel(function: Callable) -> ParallelKernel:
+    """Compile `function(arguments, thread)` as a kernel, each dtype at its first call."""
+    return ParallelKernel(function)

@@ -223,6 +223,18 @@ def lanes_of(typingctx, p):
 
 
 @intrinsic
+def misalignment(typingctx, p):
+    """How many elements p stands behind the last address that a whole number of vectors precedes."""
+    vector = vector_of(p)
+
+    def codegen(context, builder, signature, args):
+        element = builder.udiv(builder.ptrtoint(args[0], I64), I64(vector.dtype.bitwidth // 8))
+        return builder.and_(element, I64(vector.lanes - 1))
+
+    return types.intp(p), codegen
+
+
+@intrinsic
 def prefetch_write(typingctx, p, offset):
     """Bring the cache line at `offset` near, to be written."""
 
