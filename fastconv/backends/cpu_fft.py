@@ -29,10 +29,11 @@ from ._phases import GradInputByPhases, phase_seconds
 from ._rectifiers import RECTIFIERS
 from ._simd import next_task, parallel_kernel, pointer
 
+LONGEST_TILE, LONGEST_LINE = 320, 16384  # lengths whose transforms stay in the second-level cache (bench_conv.py, filter_31x31)
 SPECTRA_ELEMENTS = 16e6  # of all kernels' spectra, where the tiles can be made that small
 MOST_SPECTRA_BYTES = 1024**3  # of the packed operand: beyond, memory costs more than any transform saves
 BLOCK_BYTES = 32 * 1024 * 1024  # of tiles transformed at once: bounds scratch, and scipy.fft shares it among its workers
-TRANSFORM_EFFICIENCY = 0.03  # of the multiply-add peak, scipy.fft in float32 (benchmarks/bench_conv.py, filter_31x31)
+TRANSFORM_EFFICIENCY = 0.036  # of the multiply-add peak, scipy.fft in float32 (benchmarks/bench_conv.py, filter_31x31)
 PRODUCT_EFFICIENCY = 0.12  # of the peak, complex products (bench_conv.py, large_15x15)
 CALL_SECONDS = 60e-6  # of Python around a run (bench_conv.py, tiny)
 
@@ -55,19 +56,32 @@ def fast_length(n: int) -> int:
         n += 1
 
 
+@functools.lru_cache(maxsize=1024)
 def tile_lengths(problem: Problem) -> tuple[int, ...]:
-    """Transform lengths per axis of a forward problem: the whole axis where it is short, else at least twice the kernel.
+    """Transform lengths per axis of a forward problem: those that transform the fewest points.
 
     Longer tiles overlap less; shorter ones stay in the cache, and the spectra of many pairs of channels stay small.
     """
     pairs = max(1, problem.out_channels * problem.group_in)
-    longest = int(min(256, max(16, (SPECTRA_ELEMENTS / pairs) ** 0.5)))
-    lengths = []
-    for n, stride, extent in zip(problem.output_size, problem.stride, extents(problem), strict=True):
-        whole = (n - 1) * stride + extent
-        good = max(2 * extent, longest) if problem.ndim > 1 else max(4 * extent, 1024)
-        lengths.append(1 if whole == 1 else fast_length(min(whole, good)))
-    return tuple(lengths)
+    longest = LONGEST_LINE if problem.ndim == 1 else int(min(LONGEST_TILE, max(16, (SPECTRA_ELEMENTS / pairs) ** 0.5)))
+    return tuple(_axis_length((n - 1) * stride + 1, extent, stride, max(2 * extent, longest))
+                 for n, stride, extent in zip(problem.output_size, problem.stride, extents(problem), strict=True))
+
+
+def _axis_length(outputs: int, extent: int, stride: int, longest: int) -> int:
+    """The length for which all tiles together are the shortest; a tile makes a multiple of the stride of outputs."""
+    if outputs + extent == 2:
+        return 1
+    best = shortest = None
+    for tiles in range(1, outputs + 1):
+        each = -(-outputs // tiles)
+        length = fast_length(-(-each // stride) * stride + extent - 1)
+        total = -(-outputs // (-(-each // stride) * stride)) * length
+        if (length <= longest or length < 2 * extent) and (shortest is None or total < shortest):
+            best, shortest = length, total
+        if length < max(2 * extent, longest // 2):
+            break
+    return best or fast_length(longest)
 
 
 def extents(problem: Problem) -> tuple[int, ...]:
