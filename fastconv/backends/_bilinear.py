@@ -27,7 +27,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._jit import address_of, addressed
-from ._simd.vector import I64, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
+from ._simd.vector import I64, emit_call, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
 
 ROOT = 2**0.5
 # number of finite points -> points; the remaining one is infinity
@@ -246,10 +246,7 @@ def call_transform(typingctx, address, source, source_row, source_column, target
     arguments = (source, *words, target, *words, bias)
 
     def codegen(context, builder, signature, args):
-        convention = context.call_conv
-        kind = convention.get_function_type(types.void, arguments)
-        callee = builder.inttoptr(args[0], kind.as_pointer())
-        convention.call_function(builder, callee, types.void, arguments, args[1:])
+        emit_call(context, builder, args[0], arguments, args[1:])
         return context.get_dummy_value()
 
     return types.void(types.intp, *arguments), codegen

@@ -10,19 +10,23 @@ partial sum that a later call goes on with.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._boxes import copy_run
-from ._jit import inlined, outlined, parallel_region
+from ._jit import address_of, addressed, inlined, outlined, parallel_region
 from ._rectifiers import RECTIFIERS
 from ._simd import (
     TILE_COLUMNS,
-    TILE_HALF_ROWS,
     TILE_ROWS,
+    TILE_SIZES,
     advance,
+    call_tile,
     get,
     lane_count,
     lanes_of,
@@ -36,6 +40,7 @@ from ._simd import (
     store,
     tile_load,
     tile_outer,
+    tile_signature,
     tile_store,
     transpose_block,
 )
@@ -66,13 +71,13 @@ def epilogue_of(problem: Problem) -> Epilogue:
 
 
 def make_tile(rows: int, columns: int):
-    """The micro-kernel of one tile size.
+    """The micro-kernel of one tile size, to be called through its address.
 
     The sums of its rows start from `start`, whose rows are `start_pitch` apart (0 for a bias), and end in `sums`, whose
     rows are as wide as a panel.
     """
 
-    @outlined
+    @addressed
     def tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):
         acc = tile_load(start, start_pitch, rows, columns)
         for k in range(depth):
@@ -82,26 +87,40 @@ def make_tile(rows: int, columns: int):
     return tile
 
 
-full_tile = make_tile(TILE_ROWS, TILE_COLUMNS)
-half_tile = make_tile(TILE_HALF_ROWS, TILE_COLUMNS)
-full_narrow_tile = make_tile(TILE_ROWS, 1)
-half_narrow_tile = make_tile(TILE_HALF_ROWS, 1)
+def _first_tiles() -> tuple[int, ...]:
+    """For each number of rows left, up to two full tiles: the tile to take next so that the fewest rows are computed.
+
+    A tile costs one row more than it has, for being filled and stored.
+    """
+    costs, takes = [0], [0]
+    for left in range(1, 2 * TILE_ROWS + 1):
+        cost, size = min((rows + 1 + costs[max(0, left - rows)], -rows) for rows in TILE_SIZES)
+        costs.append(cost)
+        takes.append(-size)
+    return tuple(takes)
+
+
+FIRST_TILES = _first_tiles()
+TILES = {(rows, columns): make_tile(rows, columns) for rows in TILE_SIZES for columns in (1, TILE_COLUMNS)}
+
+
+@functools.cache
+def tile_addresses(dtype: str) -> np.ndarray:
+    """Addresses of the micro-kernels: those of full panels by their rows, then those of panels that one vector covers."""
+    signature = tile_signature(types.CPointer(from_dtype(np.dtype(dtype))))
+    table = np.zeros(2 * (TILE_ROWS + 1), np.int64)
+    for (rows, columns), tile in TILES.items():
+        table[rows + (TILE_ROWS + 1 if columns == 1 else 0)] = address_of(tile, signature)
+    return table
 
 
 @inlined
-def multiply_tile(left, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
-    """The next tile of at most `left` rows; returns how many rows it took."""
-    if left > TILE_HALF_ROWS:
-        if count > lanes_of(w):
-            full_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
-        else:
-            full_narrow_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
-        return min(left, TILE_ROWS)
-    if count > lanes_of(w):
-        half_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
-    else:
-        half_narrow_tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
-    return left
+def multiply_tile(tiles, left, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
+    """The next tile of at most `left` rows, by its entry of `tile_addresses`; returns how many rows it took."""
+    rows = FIRST_TILES[min(left, 2 * TILE_ROWS)]
+    address = tiles[rows if count > lanes_of(w) else TILE_ROWS + 1 + rows]
+    call_tile(address, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
+    return min(left, rows)
 
 
 @outlined

@@ -35,6 +35,7 @@ MOST_SPECTRA_BYTES = 1024**3  # of the packed operand: beyond, memory costs more
 BLOCK_BYTES = 32 * 1024 * 1024  # of tiles transformed at once: bounds scratch, and scipy.fft shares it among its workers
 TRANSFORM_EFFICIENCY = 0.036  # of the multiply-add peak, scipy.fft in float32 (benchmarks/bench_conv.py, filter_31x31)
 PRODUCT_EFFICIENCY = 0.12  # of the peak, complex products (bench_conv.py, large_15x15)
+TURNS = 6  # times the spectra of channels pass memory to be turned for the product and back (bench_conv.py, large_15x15)
 CALL_SECONDS = 60e-6  # of Python around a run (bench_conv.py, tiny)
 
 AXES = (-3, -2, -1)
@@ -319,7 +320,8 @@ def seconds(problem: Problem, machine: Machine) -> float:
     rate = TRANSFORM_EFFICIENCY * peak * min(machine.threads, max(1, transforms))
     transform = transforms * 2.5 * points * math.log2(max(2, points)) / rate
     products = tiles * p.out_channels * p.group_in * points / 2
-    return CALL_SECONDS * (1 + tiles / 16) + transform + 8 * products / (PRODUCT_EFFICIENCY * peak)
+    turned = TURNS * tiles * (p.in_channels + p.out_channels) * points * p.itemsize if p.group_in > 1 else 0
+    return CALL_SECONDS * (1 + tiles / 16) + transform + 8 * products / (PRODUCT_EFFICIENCY * peak) + turned / machine.bandwidth
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:

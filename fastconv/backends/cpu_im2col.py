@@ -34,11 +34,12 @@ from ._gemm import (
     pad_bias,
     panel_width,
     store_points,
+    tile_addresses,
 )
 from ._jit import num_threads, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._scratch import scratch
-from ._simd import TILE_COLUMNS, TILE_HALF_ROWS, TILE_ROWS, advance, get, next_task, parallel_kernel, pointer, prefetch_write
+from ._simd import TILE_COLUMNS, TILE_ROWS, TILE_SIZES, advance, get, next_task, parallel_kernel, pointer, prefetch_write
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
@@ -69,7 +70,7 @@ class Workspace(NamedTuple):
 @parallel_kernel
 def im2col_forward(args, thread):
     """y = epilogue(convolution of x with the packed w + bias), by (box, share of the panels)."""
-    x, w, bias, y, g, taps, borders, space, k_block, width, splits, epilogue, counter = args
+    x, w, bias, y, tiles, g, taps, borders, space, k_block, width, splits, epilogue, counter = args
     depth = taps.size
     per_group = -(-g.group_out // width)
     panels = g.groups * per_group
@@ -109,7 +110,7 @@ def im2col_forward(args, thread):
                         for c in range(count):
                             prefetch_write(result, get(y_offsets, row) + c * g.y_channel)
                     row += multiply_tile(
-                        points - row, advance(source, group * g.group_in * g.p_channel), advance(x_offsets, row),
+                        tiles, points - row, advance(source, group * g.group_in * g.p_channel), advance(x_offsets, row),
                         pointer(taps, k), k_end - k, pointer(w, (panel * depth + k) * width), width,
                         pointer(bias, panel * width) if k == 0 else own, 0 if k == 0 else width, own, count)
                     if k_end == depth and (row - stored >= STORED_ROWS or row == points):
@@ -124,7 +125,7 @@ def im2col_grad_weight(args, thread):
 
     The rows of the product are the chunk's taps, its k the output points; sums go on from box to box in scratch.
     """
-    x, gy, parts, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, counter = args
+    x, gy, parts, tiles, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, counter = args
     per_group = -(-g.group_out // width)
     chunks = -(-g.group_in // chunk)
     boxes_per_image = -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h)
@@ -165,7 +166,7 @@ def im2col_grad_weight(args, thread):
                 row = 0
                 while row < taps:
                     own = advance(sums, (panel - first_panel) * block + row * width)
-                    row += multiply_tile(taps - row, source, pointer(rows, row), x_offsets, points, w, width, own, width, own,
+                    row += multiply_tile(tiles, taps - row, source, pointer(rows, row), x_offsets, points, w, width, own, width, own,
                                          min(width, g.group_out - panel * width))
         for panel in range(first_panel, last_panel):
             output = group * g.group_out + panel * width
@@ -202,8 +203,8 @@ class Forward:
         p = self.problem
         with parallel_region() as threads:
             arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), out.reshape(-1),
-                         self.geometry, self.taps, self.borders, self.layout.allocate(threads, p.dtype), self.k_block, self.width,
-                         self.splits, self.epilogue, np.zeros(1, np.int64))
+                         tile_addresses(p.dtype), self.geometry, self.taps, self.borders, self.layout.allocate(threads, p.dtype),
+                         self.k_block, self.width, self.splits, self.epilogue, np.zeros(1, np.int64))
             im2col_forward(arguments, threads if p.flops > SERIAL_FLOPS else 1)
 
     @property
@@ -258,7 +259,7 @@ class GradWeight:
         p = self.problem
         parts = out.reshape(1, -1) if self.shares == 1 else np.empty((self.shares, out.size), out.dtype)
         with parallel_region() as threads:
-            arguments = (x.reshape(-1), packed, parts, self.geometry, self.rows, self.targets, self.borders,
+            arguments = (x.reshape(-1), packed, parts, tile_addresses(p.dtype), self.geometry, self.rows, self.targets, self.borders,
                          self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits,
                          self.shares, np.zeros(1, np.int64))
             im2col_grad_weight(arguments, threads if p.flops > SERIAL_FLOPS else 1)
@@ -309,7 +310,7 @@ def seconds(problem: Problem, machine: Machine) -> float:
     if problem.pass_name == "forward":
         rows, depth = points, problem.taps
     else:
-        rows, depth = -(-problem.taps // TILE_HALF_ROWS) * TILE_HALF_ROWS, points
+        rows, depth = -(-problem.taps // TILE_SIZES[-2]) * TILE_SIZES[-2], points
     if problem.pass_name == "forward" and not problem.channels_last and math.prod(problem.output_size) * problem.itemsize % 4096 == 0:
         depth += ALIASED_OVERHEAD
     multiply = 2 * rows * columns * (depth + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(problem.dtype))

@@ -29,7 +29,7 @@ from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, Axis, axis_algorithm, call_transform, transform_address
 from ._boxes import TASKS_PER_THREAD, copy_run, fill_run, strides_of
-from ._gemm import Matrices, epilogue_of, multiply_tile, packed_panels, pad_bias, panel_width, store_points
+from ._gemm import Matrices, epilogue_of, multiply_tile, packed_panels, pad_bias, panel_width, store_points, tile_addresses
 from ._jit import num_threads, outlined, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
 from ._scratch import scratch
@@ -194,7 +194,8 @@ def store_tiles(g, transform, sums, width, bias, first, count, down, across, sta
 @parallel_kernel
 def winograd_forward(args, thread):
     """y = epilogue(convolution of x with the transformed weights u + bias), by (box, group, share of its panels)."""
-    x, u, bias, zeros, y, g, input_transform, output_transform, borders, space, taps, ramp, width, splits, epilogue, counter = args
+    (x, u, bias, zeros, y, register_tiles, g, input_transform, output_transform, borders, space, taps, ramp, width, splits,
+     epilogue, counter) = args
     per_group = -(-g.group_out // width)
     wide, high, deep = -(-g.out_w // g.box_w), -(-g.out_h // g.box_h), -(-g.out_d // g.box_d)
     packed = pointer(space.packed, thread * space.packed_pitch)
@@ -231,8 +232,8 @@ def winograd_forward(args, thread):
             for product in range(products):
                 row = 0
                 while row < total:
-                    row += multiply_tile(total - row, advance(v, product * g.v_product), advance(tiles, row), pointer(taps, 0), depth,
-                                         advance(weights, product * depth * width), width, pointer(zeros, 0), 0,
+                    row += multiply_tile(register_tiles, total - row, advance(v, product * g.v_product), advance(tiles, row),
+                                         pointer(taps, 0), depth, advance(weights, product * depth * width), width, pointer(zeros, 0), 0,
                                          advance(sums, product * g.m_product + row * width), channels)
             for d in range(end[1] - start[1]):
                 to = pointer(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
@@ -403,7 +404,7 @@ class Forward:
         p = self.problem
         with parallel_region() as threads:
             arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), self.zeros,
-                         out.reshape(-1), self.geometry, self.input_transform, self.output_transform, self.borders,
+                         out.reshape(-1), tile_addresses(p.dtype), self.geometry, self.input_transform, self.output_transform, self.borders,
                          self._workspace(threads), self.taps, self.ramp, self.width, self.splits, self.epilogue, np.zeros(1, np.int64))
             winograd_forward(arguments, threads if p.flops > SERIAL_FLOPS else 1)
 

@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .._jit import address_of, addressed, cached, threading_layer
-from .vector import I64
+from .vector import I64, emit_call
 
 MOST_THREADS = 1024  # of one region
 
@@ -67,13 +67,10 @@ def _thread_entry(context, module, argument_types, data_type):
     builder = ir.IRBuilder(function.append_basic_block())
     arrays, count, _, data = function.args
     numbers = builder.bitcast(builder.load(arrays), words)
-    convention = context.call_conv
     with cgutils.for_range(builder, builder.load(count)) as loop:
         thread = builder.load(builder.gep(numbers, [loop.index]))
         address, shared = cgutils.unpack_tuple(builder, builder.load(builder.bitcast(data, data_type)), 2)
-        kind = convention.get_function_type(types.none, argument_types)
-        work = builder.inttoptr(address, kind.as_pointer())
-        convention.call_function(builder, work, types.none, argument_types, [shared, thread])
+        emit_call(context, builder, address, argument_types, [shared, thread])
     builder.ret_void()
     return function
 

@@ -11,6 +11,7 @@ from .vector import (
     I64,
     VECTOR_REGISTERS,
     VectorType,
+    emit_call,
     emit_fma,
     emit_in_order,
     emit_load,
@@ -26,7 +27,7 @@ from .vector import (
 )
 
 TILE_ROWS = 14 if VECTOR_REGISTERS == 32 else 6
-TILE_HALF_ROWS = TILE_ROWS // 2
+TILE_SIZES = (14, 10, 8, 4, 2) if VECTOR_REGISTERS == 32 else (6, 4, 2)  # rows of the tiles there are, the largest first
 TILE_COLUMNS = 2
 # The same for tiles whose lanes are pixels: several output channels at once, or one with more pixels.
 LANES_TILE_ROWS, LANES_TILE_COLUMNS = (4, 6) if VECTOR_REGISTERS == 32 else (4, 2)
@@ -169,6 +170,24 @@ def tile_dot_first(typingctx, tile, x, offsets, g, count):
         return context.make_tuple(builder, tile, new)
 
     return tile(tile, x, offsets, g, types.intp), codegen
+
+
+def tile_signature(pointer: types.CPointer) -> tuple[types.Type, ...]:
+    """Argument types of a GEMM micro-kernel: x, row offsets, k offsets, depth, w, width, start, start pitch, sums."""
+    offsets = types.CPointer(types.int32)
+    return (pointer, offsets, offsets, types.int64, pointer, types.int64, pointer, types.int64, pointer)
+
+
+@intrinsic
+def call_tile(typingctx, address, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):
+    """Call a GEMM micro-kernel through its address."""
+    arguments = tile_signature(x)
+
+    def codegen(context, builder, signature, args):
+        emit_call(context, builder, args[0], arguments, args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *arguments), codegen
 
 
 @intrinsic

@@ -357,3 +357,13 @@ def _overload_operator(symbol, function):
 
 for _symbol, _function in ((operator.add, _add), (operator.sub, _subtract), (operator.mul, _multiply)):
     _overload_operator(_symbol, _function)
+
+
+# -- calls ----------------------------------------------------------------------------------------------------------------
+
+
+def emit_call(context, builder, address, argument_types, arguments):
+    """Call a compiled function without a result through its address, by Numba's calling convention."""
+    kind = context.call_conv.get_function_type(types.none, argument_types)
+    callee = builder.inttoptr(address, kind.as_pointer())
+    context.call_conv.call_function(builder, callee, types.none, argument_types, arguments)
