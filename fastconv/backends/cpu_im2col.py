@@ -69,33 +69,36 @@ class Workspace(NamedTuple):
 
 @parallel_kernel
 def im2col_forward(args, thread):
-    """y = epilogue(convolution of x with the packed w + bias), by (box, share of the panels)."""
-    x, w, bias, y, tiles, g, taps, borders, space, k_block, width, splits, epilogue, counter = args
+    """y = epilogue(convolution of x with the packed w + bias), by box and panel.
+
+    A thread starts with boxes of its own and takes their panels one by one; done with them, it helps with the others'
+    panels, at the price of packing such a box again.
+    """
+    x, w, bias, y, tiles, g, taps, borders, space, k_block, width, epilogue, counters, threads = args
     depth = taps.size
     per_group = -(-g.group_out // width)
     panels = g.groups * per_group
-    boxes = -(-g.out_n // g.box_n) * -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h) * -(-g.out_w // g.box_w)
+    boxes = counters.size
     packed = pointer(space.packed, thread * space.packed_pitch)
     sums = pointer(space.sums, thread * space.sums_pitch)
     x_offsets = pointer(space.x_offsets, thread * space.offsets_pitch)
     y_offsets = pointer(space.y_offsets, thread * space.offsets_pitch)
     current = -1
     points = 0
-    while True:
-        task = next_task(pointer(counter, 0))
-        if task >= boxes * splits:
-            break
-        box = task // splits
-        split = task - box * splits
+    for i in range(boxes):
+        box = (boxes * thread // threads + i) % boxes
         start = box_start(g, box)
-        if box != current:
-            end = box_end(g, start[0], start[1], start[2], start[3])
-            points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
-            if g.in_place == 0:
-                pack_box(g, pointer(x, 0), x.dtype.type(0), borders, start, end, 0, g.groups * g.group_in, packed)
-            current = box
         source = packed if g.in_place == 0 else pointer(x, input_offset(g, start[0], start[1], start[2], start[3]))
-        for panel in range(panels * split // splits, panels * (split + 1) // splits):
+        while True:
+            panel = next_task(pointer(counters, box))
+            if panel >= panels:
+                break
+            if box != current:
+                end = box_end(g, start[0], start[1], start[2], start[3])
+                points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
+                if g.in_place == 0:
+                    pack_box(g, pointer(x, 0), x.dtype.type(0), borders, start, end, 0, g.groups * g.group_in, packed)
+                current = box
             group = panel // per_group
             channel = (panel - group * per_group) * width
             count = min(width, g.group_out - channel)
@@ -187,7 +190,6 @@ class Forward:
         self.geometry = cut(problem, self.threads, tasks_per_box=self.panels)
         self.taps = tap_offsets(problem, self.geometry)
         self.borders = problem.border_sources()
-        self.splits = min(self.panels, max(1, -(-TASKS_PER_THREAD * self.threads // self.geometry.boxes)))
         blocks = -(-problem.taps * self.width * problem.itemsize // PANEL_BYTES)
         self.k_block = -(-problem.taps // blocks)
         points = self.geometry.points + TILE_ROWS
@@ -201,11 +203,12 @@ class Forward:
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
-        with parallel_region() as threads:
+        with parallel_region() as available:
+            threads = available if p.flops > SERIAL_FLOPS else 1
             arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), out.reshape(-1),
                          tile_addresses(p.dtype), self.geometry, self.taps, self.borders, self.layout.allocate(threads, p.dtype),
-                         self.k_block, self.width, self.splits, self.epilogue, np.zeros(1, np.int64))
-            im2col_forward(arguments, threads if p.flops > SERIAL_FLOPS else 1)
+                         self.k_block, self.width, self.epilogue, np.zeros(self.geometry.boxes, np.int64), threads)
+            im2col_forward(arguments, threads)
 
     @property
     def scratch_bytes(self) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, Axis, axis_algorithm, call_transform, transform_address
-from ._boxes import TASKS_PER_THREAD, copy_run, fill_run, strides_of
+from ._boxes import copy_run, fill_run, strides_of
 from ._gemm import Matrices, epilogue_of, multiply_tile, packed_panels, pad_bias, panel_width, store_points, tile_addresses
 from ._jit import num_threads, outlined, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
@@ -86,6 +86,8 @@ class Geometry(NamedTuple):
     span_w: int
     across: int  # tiles of a full box along a row and down a column
     down: int
+    high: int  # boxes down a column, which share its tiles evenly
+    tiles_down: int
     v_product: int  # pitch of a product's plane of V
     m_product: int  # and of its sums
 
@@ -193,11 +195,16 @@ def store_tiles(g, transform, sums, width, bias, first, count, down, across, sta
 
 @parallel_kernel
 def winograd_forward(args, thread):
-    """y = epilogue(convolution of x with the transformed weights u + bias), by (box, group, share of its panels)."""
-    (x, u, bias, zeros, y, register_tiles, g, input_transform, output_transform, borders, space, taps, ramp, width, splits,
-     epilogue, counter) = args
+    """y = epilogue(convolution of x with the transformed weights u + bias), by (box, group) and panel.
+
+    A thread starts with boxes of its own and takes their panels one by one; done with them, it helps with the others'
+    panels, at the price of transforming such a box again.
+    """
+    (x, u, bias, zeros, y, register_tiles, g, input_transform, output_transform, borders, space, taps, ramp, width, epilogue,
+     counters, threads) = args
     per_group = -(-g.group_out // width)
-    wide, high, deep = -(-g.out_w // g.box_w), -(-g.out_h // g.box_h), -(-g.out_d // g.box_d)
+    wide, high, deep = -(-g.out_w // g.box_w), g.high, -(-g.out_d // g.box_d)
+    tile_row = g.tile_h * g.dilation_h
     packed = pointer(space.packed, thread * space.packed_pitch)
     v = pointer(space.v, thread * space.v_pitch)
     sums = pointer(space.sums, thread * space.sums_pitch)
@@ -205,27 +212,29 @@ def winograd_forward(args, thread):
     tiles = pointer(space.tiles, thread * space.tiles_pitch)
     depth = taps.size
     products = g.products_h * g.products_w
+    boxes = counters.size
     current = -1
     count = 0
-    while True:
-        task = next_task(pointer(counter, 0))
-        if task >= g.out_n * deep * high * wide * g.groups * splits:
-            break
-        split = task % splits
-        box = task // splits
+    for i in range(boxes):
+        box = (boxes * thread // threads + i) % boxes
         group = box % g.groups
         place = box // g.groups
-        start = (place // (wide * high * deep), place // (wide * high) % deep * g.box_d, place // wide % high * g.box_h,
+        row = place // wide % high
+        start = (place // (wide * high * deep), place // (wide * high) % deep * g.box_d, g.tiles_down * row // high * tile_row,
                  place % wide * g.box_w)
-        end = (start[0] + 1, min(start[1] + g.box_d, g.out_d), min(start[2] + g.box_h, g.out_h), min(start[3] + g.box_w, g.out_w))
-        down = -(-(end[2] - start[2]) // (g.tile_h * g.dilation_h))
+        end = (start[0] + 1, min(start[1] + g.box_d, g.out_d), min(g.tiles_down * (row + 1) // high * tile_row, g.out_h),
+               min(start[3] + g.box_w, g.out_w))
+        down = -(-(end[2] - start[2]) // tile_row)
         across = -(-(end[3] - start[3]) // (g.tile_w * g.dilation_w))
-        if box != current:
-            pack_channels_last(g, pointer(x, 0), x.dtype.type(0), borders, start, group, packed)
-            count = transform_box(g, input_transform, packed, down, across, v, tiles)
-            current = box
-        total = (end[1] - start[1]) * count
-        for panel in range(per_group * split // splits, per_group * (split + 1) // splits):
+        while True:
+            panel = next_task(pointer(counters, box))
+            if panel >= per_group:
+                break
+            if box != current:
+                pack_channels_last(g, pointer(x, 0), x.dtype.type(0), borders, start, group, packed)
+                count = transform_box(g, input_transform, packed, down, across, v, tiles)
+                current = box
+            total = (end[1] - start[1]) * count
             output = group * g.group_out + panel * width
             channels = min(width, g.group_out - panel * width)
             weights = pointer(u, (group * per_group + panel) * products * depth * width)
@@ -343,9 +352,7 @@ class Forward:
         self.threads = num_threads()
         self.geometry = self._cut()
         g = self.geometry
-        boxes = p.batch * math.prod(-(-n // b) for n, b in zip(p.output_size, (g.box_d, g.box_h, g.box_w), strict=True)) * p.groups
-        enough = boxes >= TASKS_PER_THREAD * self.threads or boxes % self.threads == 0
-        self.splits = 1 if enough else min(self.per_group, -(-TASKS_PER_THREAD * self.threads // boxes))
+        self.boxes = p.batch * p.groups * -(-p.output_size[0] // g.box_d) * g.high * -(-p.output_size[2] // g.box_w)
         count = g.down * g.dilation_h * g.across * g.dilation_w
         channels = np.arange(p.group_in)
         planes = np.arange(p.kernel_size[0])[:, None] * p.dilation[0] * count * g.lines
@@ -370,8 +377,9 @@ class Forward:
         down, across = -(-out_h // (high.outputs * dh)), -(-out_w // (wide.outputs * dw))
         boxes_across = max(1, round(across * dh * dw / wanted))
         across = -(-across // boxes_across)
-        rows = max(1, wanted // (across * dh * dw))
-        down = -(-down // -(-down // rows))
+        tiles_down = down
+        high_boxes = -(-down // max(1, wanted // (across * dh * dw)))
+        down = -(-down // high_boxes)
         box_d = 1
         if boxes_across == 1 and down * high.outputs * dh >= out_h:
             box_d = max(1, min(out_d, wanted // (down * across * dh * dw)))
@@ -387,7 +395,7 @@ class Forward:
         numbers = (p.groups, p.group_in, p.group_out, lines, *p.stride, *p.dilation, p.kernel_size[0], p.padding[2][0], p.input_size[2],
                    p.batch, out_d, out_h, out_w, *x_strides, y_strides[0], y_strides[1], y_strides[4], high.outputs, wide.outputs,
                    high.products, wide.products, high.samples, wide.samples, box_d, down * high.outputs * dh,
-                   across * wide.outputs * dw, *spans, across, down, v_product, m_product)
+                   across * wide.outputs * dw, *spans, across, down, high_boxes, tiles_down, v_product, m_product)
         return Geometry(*numbers)
 
     def pack(self, w: np.ndarray) -> np.ndarray:
@@ -402,11 +410,12 @@ class Forward:
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         p = self.problem
-        with parallel_region() as threads:
+        with parallel_region() as available:
+            threads = available if p.flops > SERIAL_FLOPS else 1
             arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), self.zeros,
                          out.reshape(-1), tile_addresses(p.dtype), self.geometry, self.input_transform, self.output_transform, self.borders,
-                         self._workspace(threads), self.taps, self.ramp, self.width, self.splits, self.epilogue, np.zeros(1, np.int64))
-            winograd_forward(arguments, threads if p.flops > SERIAL_FLOPS else 1)
+                         self._workspace(threads), self.taps, self.ramp, self.width, self.epilogue, np.zeros(self.boxes, np.int64), threads)
+            winograd_forward(arguments, threads)
 
     def _sizes(self) -> tuple[int, ...]:
         g = self.geometry
