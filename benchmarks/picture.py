@@ -37,8 +37,8 @@ def draw(facts: dict, target: Path) -> None:
     axes.grid(axis="x", color="#dddddd", zorder=0)
     axes.set_xlabel("time relative to fastconv's (right of the line: fastconv is faster)")
     axes.set_title(f"{facts['cpu']}, {facts['threads']} threads, {facts['date']}", fontsize=9)
-    axes.legend(loc="lower right", fontsize=8)
-    figure.tight_layout()
+    figure.legend(loc="lower center", ncols=len(MARKS), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(target, metadata={"Date": None})
 
 
