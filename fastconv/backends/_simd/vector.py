@@ -280,6 +280,20 @@ def load_first(typingctx, p, offset, count):
 
 
 @intrinsic
+def load_alternate(typingctx, p, offset):
+    """Every other element of p[offset : offset + 2 lanes], from the first on."""
+    vector = vector_of(p)
+
+    def codegen(context, builder, signature, args):
+        start = builder.gep(args[0], [args[1]])
+        halves = [emit_load(builder, vector, start, at) for at in (0, vector.lanes)]
+        even = ir.Constant(ir.VectorType(I32, vector.lanes), list(range(0, 2 * vector.lanes, 2)))
+        return builder.shuffle_vector(*halves, even)
+
+    return vector(p, types.intp), codegen
+
+
+@intrinsic
 def store_first(typingctx, p, offset, value, count):
     """Write the first `count` lanes to p[offset:] and nothing beyond."""
 
