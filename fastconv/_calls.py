@@ -17,6 +17,7 @@ import numpy as np
 
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype
+from .backends._scratch import reused_operands
 from .dispatcher import Choice, Plan, current_choice, plan
 from .problem import ACCURACIES, Options, Problem
 
@@ -155,8 +156,10 @@ def _execute(call: _Call, names: tuple[str, str], first: np.ndarray, second: np.
     target = _target(out, call, first, second, bias)
     x = as_operand(first, call.computed, call.shapes[0])
     if packed is None:
-        packed = call.plan.pack(as_operand(second, call.computed, call.shapes[1]))
-    call.plan.run(x, packed, prepared_bias, target)
+        with reused_operands:
+            call.plan.run(x, call.plan.pack(as_operand(second, call.computed, call.shapes[1])), prepared_bias, target)
+    else:
+        call.plan.run(x, packed, prepared_bias, target)
     result = target.reshape(shape)
     if out is None:
         return result if result.dtype == call.result else result.astype(call.result)

@@ -21,6 +21,7 @@ from ..problem import Problem
 from ._boxes import copy_run
 from ._jit import address_of, addressed, inlined, outlined, parallel_region
 from ._rectifiers import RECTIFIERS
+from ._scratch import operand
 from ._simd import (
     TILE_COLUMNS,
     TILE_ROWS,
@@ -207,7 +208,7 @@ def pack_panels(args, thread):
 def packed_panels(source: np.ndarray, matrices: Matrices, width: int) -> np.ndarray:
     """`source` in panels, by as many threads as it is worth."""
     panels = matrices.images * matrices.groups * -(-matrices.columns // width)
-    target = np.empty(panels * matrices.depth * width, source.dtype)
+    target = operand(panels * matrices.depth * width, source.dtype)
     with parallel_region() as threads:
         arguments = (source.reshape(-1), target, matrices, width, np.zeros(1, np.int64))
         pack_panels(arguments, threads if source.size > SERIAL_PACKING else 1)

@@ -14,6 +14,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 class _Buffers(threading.local):
     def __init__(self) -> None:
         self.kept: dict[str, np.ndarray] = {}
+        self.operands: int | None = None  # packed operands of this call so far, None where they are to be kept
 
 
 _buffers = _Buffers()
@@ -31,3 +32,28 @@ def scratch(role: str, count: int, dtype: npt.DTypeLike) -> np.ndarray:
     start = -held.ctypes.data % ALIGNMENT
     stop = start + (held.nbytes - start) // dtype.itemsize * dtype.itemsize
     return held[start:stop].view(dtype)
+
+
+class ReusedOperands:
+    """A context in which `operand` gives scratch: what a plain call packs is used once.
+
+    Fresh memory of some megabytes is returned to the system after each call, and its page faults took 7 ms of a 512 x 512
+    3x3 layer's call.
+    """
+
+    def __enter__(self) -> None:
+        _buffers.operands = 0
+
+    def __exit__(self, *exception: object) -> None:
+        _buffers.operands = None
+
+
+reused_operands = ReusedOperands()
+
+
+def operand(count: int, dtype: npt.DTypeLike) -> np.ndarray:
+    """An uninitialised array for a packed operand: the caller's to keep, or scratch within `reused_operands`."""
+    if _buffers.operands is None:
+        return np.empty(count, dtype)
+    _buffers.operands += 1
+    return scratch(f"operand {_buffers.operands}", count, dtype)[:count]

@@ -48,7 +48,7 @@ SERIAL_FLOPS = 400_000  # below which one thread is done before a second has sta
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
 ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
-STREAMED_BYTES = 1024 * 1024  # of packed panels that no longer stay in the second-level cache
+PACK_SPEED = 1.8  # times the bandwidth at which panels are written, both threads together (bench_conv.py, 3x3 layers)
 CALL_SECONDS = 12e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
 
@@ -327,8 +327,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     second = math.prod(problem.shapes[1]) * problem.itemsize
     panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
     written = panels * panel_width(problem.dtype)
-    bandwidth = machine.cache_bandwidth if written < STREAMED_BYTES else machine.bandwidth
-    return CALL_SECONDS / 2 + second / machine.cache_bandwidth + 2 * written / bandwidth
+    return CALL_SECONDS / 2 + second / machine.cache_bandwidth + written / (PACK_SPEED * machine.bandwidth)
 
 
 def build(problem: Problem) -> Kernel:

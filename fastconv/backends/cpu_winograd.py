@@ -32,7 +32,7 @@ from ._boxes import copy_run, fill_run, strides_of
 from ._gemm import Matrices, epilogue_of, multiply_tile, packed_panels, pad_bias, panel_width, store_points, tile_addresses
 from ._jit import num_threads, outlined, parallel_region
 from ._phases import GradInputByPhases, phase_seconds
-from ._scratch import scratch
+from ._scratch import operand, scratch
 from ._simd import TILE_ROWS, advance, get, lane_count, lanes_of, next_task, parallel_kernel, pointer, put, transpose_block
 
 # Outputs per tile of the algorithms there are, by (taps, stride): both axes alike, or one axis of a line of taps.
@@ -90,6 +90,7 @@ class Geometry(NamedTuple):
     tiles_down: int
     v_product: int  # pitch of a product's plane of V
     m_product: int  # and of its sums
+    u_product: int  # and of its transformed weights
 
 
 class Workspace(NamedTuple):
@@ -237,12 +238,12 @@ def winograd_forward(args, thread):
             total = (end[1] - start[1]) * count
             output = group * g.group_out + panel * width
             channels = min(width, g.group_out - panel * width)
-            weights = pointer(u, (group * per_group + panel) * products * depth * width)
+            weights = pointer(u, (group * per_group + panel) * products * g.u_product)
             for product in range(products):
                 row = 0
                 while row < total:
                     row += multiply_tile(register_tiles, total - row, advance(v, product * g.v_product), advance(tiles, row),
-                                         pointer(taps, 0), depth, advance(weights, product * depth * width), width, pointer(zeros, 0), 0,
+                                         pointer(taps, 0), depth, advance(weights, product * g.u_product), width, pointer(zeros, 0), 0,
                                          advance(sums, product * g.m_product + row * width), channels)
             for d in range(end[1] - start[1]):
                 to = pointer(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
@@ -253,7 +254,7 @@ def winograd_forward(args, thread):
 @parallel_kernel
 def winograd_weights(args, thread):
     """u[panel][product][depth tap][channel][width] from panels of weights, by (panel, depth tap)."""
-    panels, u, transform, kernel_d, channels, samples, products, step, width, channels_last, counter = args
+    panels, u, transform, kernel_d, channels, samples, products, step, width, u_product, channels_last, counter = args
     rows, columns = samples
     planes = rows * columns
     while True:
@@ -262,7 +263,7 @@ def winograd_weights(args, thread):
             break
         panel, d = task // kernel_d, task % kernel_d
         source = pointer(panels, panel * kernel_d * planes * channels * width)
-        target = pointer(u, (panel * products * kernel_d + d) * channels * width)
+        target = pointer(u, panel * products * u_product + d * channels * width)
         for c in range(channels):
             if channels_last:
                 at, row, column = advance(source, (d * planes * channels + c) * width), columns * channels * width, channels * width
@@ -270,7 +271,7 @@ def winograd_weights(args, thread):
                 at, row, column = advance(source, (c * kernel_d + d) * planes * width), columns * width, width
             for lane in range(0, width, lanes_of(source)):
                 call_transform(transform, advance(at, lane), row, column, advance(target, c * width + lane),
-                               step * kernel_d * channels * width, kernel_d * channels * width, at)
+                               step * u_product, u_product, at)
 
 
 # -- choosing the algorithm -----------------------------------------------------------------------------------------------
@@ -395,17 +396,19 @@ class Forward:
         numbers = (p.groups, p.group_in, p.group_out, lines, *p.stride, *p.dilation, p.kernel_size[0], p.padding[2][0], p.input_size[2],
                    p.batch, out_d, out_h, out_w, *x_strides, y_strides[0], y_strides[1], y_strides[4], high.outputs, wide.outputs,
                    high.products, wide.products, high.samples, wide.samples, box_d, down * high.outputs * dh,
-                   across * wide.outputs * dw, *spans, across, down, high_boxes, tiles_down, v_product, m_product)
+                   across * wide.outputs * dw, *spans, across, down, high_boxes, tiles_down, v_product, m_product,
+                   _odd_lines(p.kernel_size[0] * p.group_in * self.width, lanes))
         return Geometry(*numbers)
 
     def pack(self, w: np.ndarray) -> np.ndarray:
         p, products = self.problem, self.high.products * self.wide.products
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
         panels = packed_panels(w, Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), self.width)
-        u = np.empty(p.groups * self.per_group * products * p.kernel_size[0] * p.group_in * self.width, p.dtype)
+        pitch = self.geometry.u_product
+        u = operand(p.groups * self.per_group * products * pitch, p.dtype)
         with parallel_region() as threads:
             winograd_weights((panels, u, self.weight_transform, p.kernel_size[0], p.group_in, (p.kernel_size[1], p.kernel_size[2]),
-                              products, self.wide.products, self.width, p.channels_last, np.zeros(1, np.int64)), threads)
+                              products, self.wide.products, self.width, pitch, p.channels_last, np.zeros(1, np.int64)), threads)
         return u
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
@@ -449,6 +452,7 @@ PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register ti
 EFFICIENCY = 0.85  # share of the peak in the products (bench_conv.py, 3x3 layers)
 TRANSFORM_PASSES = 4  # times a transformed element's bytes pass the second-level cache (bench_conv.py, 3x3_64@56)
 WEIGHT_READS = 2  # weights come from the last-level cache, about twice as fast as memory (bench_conv.py, 3x3_512@7)
+PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 CALL_SECONDS = 14e-6  # of Python around a run (bench_conv.py, tiny)
 
 
@@ -479,7 +483,7 @@ def seconds(problem: Problem, machine: Machine) -> float:
 def pack_seconds(problem: Problem, machine: Machine) -> float:
     """Packing into panels, and writing a few times as many transformed weights."""
     w = math.prod(problem.weight_shape) * problem.itemsize
-    return CALL_SECONDS + 12 * w / machine.cache_bandwidth
+    return CALL_SECONDS + PACK_PASSES * w / machine.bandwidth
 
 
 def build(problem: Problem) -> Kernel:
