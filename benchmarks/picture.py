@@ -12,16 +12,14 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
 MARKS = {"torch": ("o", "#ee4c2c"), "onnxruntime": ("s", "#5c6bc0"), "opencv": ("^", "#2e9e5b"), "scipy": ("D", "#8a6d3b")}
 
 
 def draw(facts: dict, target: Path) -> None:
     """Write the picture."""
+    # Imported here: asv imports every module of this folder, in environments without matplotlib.
+    from matplotlib import pyplot as plt
+
     rows = facts["rows"]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.28 * len(rows)))
     for name, (marker, colour) in MARKS.items():
