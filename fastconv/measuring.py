@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .backends import Backend, load
+from .backends._scratch import reused_operands
 from .problem import Problem
 
 __all__ = ["measure"]
@@ -50,7 +51,11 @@ def _timed_run(backend: Backend, problem: Problem, prepacked: bool, first: np.nd
 
     def run() -> float:
         start = time.perf_counter()
-        kernel.run(first, packed if prepacked else kernel.pack(second), bias, out)
+        if prepacked:
+            kernel.run(first, packed, bias, out)
+        else:
+            with reused_operands:  # as a plain call does
+                kernel.run(first, kernel.pack(second), bias, out)
         return time.perf_counter() - start
 
     return run

@@ -48,7 +48,7 @@ SERIAL_FLOPS = 400_000  # below which one thread is done before a second has sta
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
 ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
-PACK_SPEED = 1.8  # times the bandwidth at which panels are written, both threads together (bench_conv.py, 3x3 layers)
+PACK_SPEED = 1.4  # times the bandwidth at which panels are written, both threads together (bench_conv.py, 3x3 layers)
 CALL_SECONDS = 12e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
 
