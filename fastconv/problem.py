@@ -263,10 +263,6 @@ class Problem:
         """The same convolution of an input that is already padded."""
         return replace(self, input_size=self.padded_size, padding=((0, 0),) * 3, padding_mode="zeros")
 
-    def forward_problem(self) -> Problem:
-        """The forward convolution that this problem's pass belongs to."""
-        return replace(self, pass_name="forward", bias=False, activation=None)
-
     def phases(self) -> tuple[Phase, ...]:
         """The forward convolutions of gy that make up a `grad_input` with zero borders, one per residue of the stride.
 

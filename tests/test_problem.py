@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_passes_share_one_problem(case):
     assert create(case, "grad_input").shapes == (y, w, x)
     assert create(case, "grad_weight").shapes == (x, y, w)
     for pass_name in ("grad_input", "grad_weight"):
-        assert create(case, pass_name).forward_problem() == forward
+        assert replace(create(case, pass_name), pass_name="forward") == forward
         assert create(case, pass_name).flops == forward.flops
 
 
