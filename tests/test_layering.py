@@ -12,7 +12,7 @@ from fastconv.backends import Backend, load
 PACKAGE = pathlib.Path(fastconv.__file__).parent
 
 # What the modules of a layer may import of the package, as layers; a layer is a module or a folder at the package's top.
-HELPERS = {"backends/", "backends/_jit", "backends/_simd", "backends/_*"}
+HELPERS = {"backends/", "backends/_jit", "backends/_scratch", "backends/_simd", "backends/_*"}
 ALLOWED = {
     "_version": set(),
     "problem": set(),
@@ -20,7 +20,8 @@ ALLOWED = {
     "_arrays": {"problem"},
     "backends/": {"problem"},
     "backends/_jit": set(),
-    "backends/_simd": {"backends/_jit"},
+    "backends/_scratch": set(),
+    "backends/_simd": {"backends/_jit", "backends/_scratch"},
     "backends/_*": {"problem"} | HELPERS,
     "backends/*": {"problem"} | HELPERS,
     "lowering": {"problem"} | HELPERS,
@@ -64,7 +65,7 @@ def layer(module):
     if folder != "backends":
         return folder
     name = name.partition(".")[0]
-    if name in ("", "_jit", "_simd"):
+    if name in ("", "_jit", "_scratch", "_simd"):
         return f"backends/{name}"
     return "backends/_*" if name.startswith("_") else "backends/*"
 

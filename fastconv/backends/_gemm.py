@@ -19,7 +19,7 @@ from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._boxes import copy_run
-from ._jit import address_of, addressed, inlined, outlined, parallel_region
+from ._jit import address_of, addressed, inlined, outlined
 from ._rectifiers import RECTIFIERS
 from ._scratch import operand
 from ._simd import (
@@ -35,10 +35,10 @@ from ._simd import (
     misalignment,
     next_task,
     parallel_kernel,
-    pointer,
     put,
     rectify,
     store,
+    thawed,
     tile_load,
     tile_outer,
     tile_signature,
@@ -190,37 +190,49 @@ class Matrices(NamedTuple):
 
 
 @parallel_kernel
-def pack_panels(args, thread):
+def pack_panels(source, w, bias, target, constants, scratch, counters, thread, threads):
     """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero."""
-    source, target, m, width, counter = args
+    m, width = thawed(constants)
     per_group = -(-m.columns // width)
     while True:
-        panel = next_task(pointer(counter, 0))
+        panel = next_task(counters)
         if panel >= m.images * m.groups * per_group:
             break
         image = panel // (m.groups * per_group)
         group = panel // per_group - image * m.groups
         first = panel % per_group * width
-        pack_panel(pointer(source, image * m.image_pitch + group * m.group_pitch + first * m.column_pitch), m.column_pitch,
-                   m.k_pitch, min(width, m.columns - first), m.depth, pointer(target, panel * m.depth * width), width)
+        pack_panel(advance(source, image * m.image_pitch + group * m.group_pitch + first * m.column_pitch), m.column_pitch,
+                   m.k_pitch, min(width, m.columns - first), m.depth, advance(target, panel * m.depth * width), width)
 
 
-def packed_panels(source: np.ndarray, matrices: Matrices, width: int) -> np.ndarray:
-    """`source` in panels, by as many threads as it is worth."""
-    panels = matrices.images * matrices.groups * -(-matrices.columns // width)
-    target = operand(panels * matrices.depth * width, source.dtype)
-    with parallel_region() as threads:
-        arguments = (source.reshape(-1), target, matrices, width, np.zeros(1, np.int64))
-        pack_panels(arguments, threads if source.size > SERIAL_PACKING else 1)
-    return target
+class PanelPacking:
+    """`packing(source)` gives matrices in panels."""
+
+    def __init__(self, matrices: Matrices, width: int, dtype: str):
+        columns = -(-matrices.columns // width) * width
+        self.size = matrices.images * matrices.groups * columns * matrices.depth
+        self.dtype = dtype
+        self.kernel = pack_panels.bind(dtype, (matrices, width), parallel=self.size > SERIAL_PACKING)
+
+    def __call__(self, source: np.ndarray) -> np.ndarray:
+        target = operand(self.size, self.dtype)
+        self.kernel(source, target, target, target)
+        return target
 
 
-def pad_bias(bias: np.ndarray | None, groups: int, columns: int, width: int, dtype: str) -> np.ndarray:
-    """The bias in panels: (groups * panels of a group * width), zero where there is none."""
-    per_group = -(-columns // width) * width
-    if bias is not None and per_group == columns:
-        return bias
-    padded = np.zeros((groups, per_group), dtype)
-    if bias is not None:
-        padded[:, :columns] = bias.reshape(groups, columns)
-    return padded.ravel()
+class PaddedBias:
+    """`padded(bias)` gives the bias in panels: (groups * panels of a group * width), zero where there is none."""
+
+    def __init__(self, problem: Problem, width: int):
+        self.groups, self.columns = problem.groups, problem.group_out
+        self.per_group = -(-self.columns // width) * width
+        self.zeros = np.zeros(self.groups * self.per_group, problem.dtype)
+
+    def __call__(self, bias: np.ndarray | None) -> np.ndarray:
+        if bias is None:
+            return self.zeros
+        if self.per_group == self.columns:
+            return bias
+        padded = np.zeros((self.groups, self.per_group), bias.dtype)
+        padded[:, :self.columns] = bias.reshape(self.groups, self.columns)
+        return padded

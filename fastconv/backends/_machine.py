@@ -12,8 +12,8 @@ from dataclasses import asdict, fields
 import numpy as np
 
 from . import Machine
-from ._jit import cache_directory, cpu_target, num_threads, parallel_region, source_digest, write_atomically
-from ._simd import TILE_COLUMNS, TILE_ROWS, lane_count, parallel_kernel, pointer, tile_outer, tile_store, tile_zeros
+from ._jit import cache_directory, cpu_target, num_threads, source_digest, write_atomically
+from ._simd import TILE_COLUMNS, TILE_ROWS, advance, lane_count, parallel_kernel, thawed, tile_outer, tile_store, tile_zeros
 
 DEPTH = 256  # steps of the sum: x and w stay in the first-level cache
 STREAM_BYTES = 64 * 1024 * 1024  # beyond a last-level cache's share of one thread
@@ -21,14 +21,14 @@ CACHE_BYTES = 256 * 1024  # within a second-level cache, beyond the first
 
 
 @parallel_kernel
-def multiply_add(args, thread):
+def multiply_add(x, w, bias, y, constants, scratch, counters, thread, threads):
     """`repeats` tiles of the GEMM micro-kernel on data that stays in the first-level cache; with none, the cost of a region."""
-    x, offsets, w, y, width, repeats = args
+    offsets, width, repeats = thawed(constants)
     for _ in range(repeats):
-        acc = tile_zeros(pointer(x, 0), TILE_ROWS, TILE_COLUMNS)
+        acc = tile_zeros(x, TILE_ROWS, TILE_COLUMNS)
         for k in range(DEPTH):
-            acc = tile_outer(acc, pointer(x, k), pointer(offsets, 0), pointer(w, k * width), TILE_ROWS)
-        tile_store(pointer(y, 0), width, acc, TILE_ROWS)
+            acc = tile_outer(acc, advance(x, k), offsets, advance(w, k * width), TILE_ROWS)
+        tile_store(y, width, acc, TILE_ROWS)
 
 
 def best_time(run: Callable[[], object], rounds: int) -> float:
@@ -48,13 +48,11 @@ def measure(cpu: str) -> Machine:
     w = np.ones(DEPTH * width, np.float32)
     y = np.empty(TILE_ROWS * width, np.float32)
     offsets = np.arange(TILE_ROWS, dtype=np.int32)
-    with parallel_region() as threads:
-        multiply_add((x, offsets, w, y, width, 1), 1)
-        repeats = 200
-        seconds = best_time(lambda: multiply_add((x, offsets, w, y, width, repeats), 1), 20)
-        rate = 2 * TILE_ROWS * width * DEPTH * repeats / seconds
-        alone = best_time(lambda: multiply_add((x, offsets, w, y, width, 0), 1), 50)
-        together = best_time(lambda: multiply_add((x, offsets, w, y, width, 0), threads), 50)
+    repeats = 200
+    many = multiply_add.bind("float32", (offsets, width, repeats), parallel=False)
+    rate = 2 * TILE_ROWS * width * DEPTH * repeats / best_time(lambda: many(x, w, w, y), 20)
+    none = [multiply_add.bind("float32", (offsets, width, 0), parallel=parallel) for parallel in (False, True)]
+    alone, together = (best_time(functools.partial(kernel, x, w, w, y), 50) for kernel in none)
     large, small = (np.ones(count // 2, np.uint8) for count in (STREAM_BYTES, CACHE_BYTES))
     return Machine(
         cpu=cpu, flops32=rate, flops64=rate / 2, bandwidth=2 * large.size / best_time(large.copy, 3),

@@ -1,4 +1,4 @@
-"""Scratch memory of a run: one aligned buffer a Python thread, kept for the next call and bounded."""
+"""Scratch memory of a run: one aligned arena a Python thread, kept for the next call and bounded."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ import numpy as np
 import numpy.typing as npt
 
 KEEP_BYTES = 64 * 1024 * 1024  # a larger buffer goes back to the system after its call
+SMALLEST_BYTES = 64 * 1024
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 class _Buffers(threading.local):
     def __init__(self) -> None:
-        self.kept: dict[str, np.ndarray] = {}
-        self.operands: int | None = None  # packed operands of this call so far, None where they are to be kept
+        self.size = 0
+        self.arena: tuple[np.ndarray, int] = (np.empty(0, np.uint8), 0)
+        self.operands: dict[int, np.ndarray] = {}
+        self.reused: int | None = None  # packed operands of this call so far, None where they are to be kept
 
 
 _buffers = _Buffers()
 
 
-def scratch(role: str, count: int, dtype: npt.DTypeLike) -> np.ndarray:
-    """A flat, uninitialised, aligned array of at least `count` elements, this thread's own until it asks for `role` again."""
-    dtype = np.dtype(dtype)
-    needed = count * dtype.itemsize + ALIGNMENT
-    held = _buffers.kept.get(role)
-    if held is None or held.nbytes < needed:
-        held = np.empty(max(needed, 4096), np.uint8)
-        if needed <= KEEP_BYTES:
-            _buffers.kept[role] = held
+def _aligned(size: int) -> tuple[np.ndarray, int]:
+    """Uninitialised bytes that start at a cache line, and their address."""
+    held = np.empty(size + ALIGNMENT, np.uint8)
     start = -held.ctypes.data % ALIGNMENT
-    stop = start + (held.nbytes - start) // dtype.itemsize * dtype.itemsize
-    return held[start:stop].view(dtype)
+    return held[start:start + size], held.ctypes.data + start
+
+
+def arena(size: int) -> tuple[np.ndarray, int]:
+    """Uninitialised memory for one run, this thread's own until it asks again: what keeps it alive, and its address."""
+    if size <= _buffers.size:
+        return _buffers.arena
+    made = _aligned(max(size, SMALLEST_BYTES))
+    if size <= KEEP_BYTES:
+        _buffers.size, _buffers.arena = len(made[0]), made
+    return made
 
 
 class ReusedOperands:
@@ -42,18 +48,26 @@ class ReusedOperands:
     """
 
     def __enter__(self) -> None:
-        _buffers.operands = 0
+        _buffers.reused = 0
 
     def __exit__(self, *exception: object) -> None:
-        _buffers.operands = None
+        _buffers.reused = None
 
 
 reused_operands = ReusedOperands()
 
 
 def operand(count: int, dtype: npt.DTypeLike) -> np.ndarray:
-    """An uninitialised array for a packed operand: the caller's to keep, or scratch within `reused_operands`."""
-    if _buffers.operands is None:
-        return np.empty(count, dtype)
-    _buffers.operands += 1
-    return scratch(f"operand {_buffers.operands}", count, dtype)[:count]
+    """An uninitialised, aligned array for a packed operand: the caller's to keep, or scratch within `reused_operands`."""
+    dtype = np.dtype(dtype)
+    size = count * dtype.itemsize
+    if _buffers.reused is None:
+        return _aligned(size)[0].view(dtype)
+    number = _buffers.reused
+    _buffers.reused += 1
+    held = _buffers.operands.get(number)
+    if held is None or held.nbytes < size:
+        held = _aligned(size)[0]
+        if size <= KEEP_BYTES:
+            _buffers.operands[number] = held
+    return held[:size].view(dtype)

@@ -26,8 +26,8 @@ from . import Backend, Kernel, Machine
 from ._boxes import TASKS_PER_THREAD, Geometry, box_end, box_start, cut, input_offset, pack_line
 from ._gemm import epilogue_of
 from ._jit import inlined, num_threads, outlined, parallel_region
+from ._legacy_threads import parallel_kernel, scratch
 from ._phases import GradInputByPhases, phase_seconds
-from ._scratch import scratch
 from ._simd import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -39,7 +39,6 @@ from ._simd import (
     lanes_of,
     load,
     next_task,
-    parallel_kernel,
     pointer,
     put,
     rectify,

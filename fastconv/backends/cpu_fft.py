@@ -25,9 +25,10 @@ import numpy as np
 from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._jit import num_threads, parallel_region
+from ._legacy_threads import parallel_kernel
 from ._phases import GradInputByPhases, phase_seconds
 from ._rectifiers import RECTIFIERS
-from ._simd import next_task, parallel_kernel, pointer
+from ._simd import next_task, pointer
 
 LONGEST_TILE, LONGEST_LINE = 320, 16384  # lengths whose transforms stay in the second-level cache (bench_conv.py, filter_31x31)
 SPECTRA_ELEMENTS = 16e6  # of all kernels' spectra, where the tiles can be made that small

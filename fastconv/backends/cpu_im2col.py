@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,18 +27,30 @@ from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, fill_
 from ._gemm import (
     Epilogue,
     Matrices,
+    PaddedBias,
+    PanelPacking,
     epilogue_of,
     multiply_tile,
-    packed_panels,
-    pad_bias,
     panel_width,
     store_points,
     tile_addresses,
 )
-from ._jit import num_threads, parallel_region
+from ._jit import inlined, num_threads
 from ._phases import GradInputByPhases, phase_seconds
-from ._scratch import scratch
-from ._simd import TILE_COLUMNS, TILE_ROWS, TILE_SIZES, advance, get, next_task, parallel_kernel, pointer, prefetch_write
+from ._simd import (
+    TILE_COLUMNS,
+    TILE_ROWS,
+    TILE_SIZES,
+    advance,
+    as_int32,
+    as_int64,
+    get,
+    next_task,
+    parallel_kernel,
+    prefetch_write,
+    thawed,
+    zero_element,
+)
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
@@ -53,56 +64,68 @@ CALL_SECONDS = 12e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
 
 
-class Workspace(NamedTuple):
-    """Scratch of all threads; each has its share, one pitch after the other."""
+class Space(NamedTuple):
+    """Sizes, in elements of the dtype, of what a thread keeps in scratch; and gw's pitches where there is a gw."""
 
-    packed: np.ndarray  # the box's input, borders included
-    packed_pitch: int
-    sums: np.ndarray  # sums of the box's points, a panel wide
-    sums_pitch: int
-    x_offsets: np.ndarray  # of the box's points in its input
-    y_offsets: np.ndarray  # of the box's points in y
-    offsets_pitch: int
-    gw_output: int  # pitches of a weight gradient
+    packed: int  # the box's input, borders included
+    sums: int  # sums of the box's points, a panel wide
+    x_offsets: int  # of the box's points in its input
+    y_offsets: int  # of the box's points in y
+    gw_output: int
     gw_channel: int
+
+    @property
+    def size(self) -> int:
+        """Elements of a thread's scratch."""
+        return self.packed + self.sums + self.x_offsets + self.y_offsets
+
+
+def make_space(packed: int, sums: int, points: int, dtype: str, gw_pitches: tuple[int, int] = (0, 0)) -> Space:
+    """Scratch of a box of so many packed elements, sums and points; each part starts at a cache line."""
+    item = np.dtype(dtype).itemsize
+    parts = [-(-size // 64) * 64 // item for size in (packed * item, sums * item, 4 * points, 8 * points)]
+    return Space(*parts, *gw_pitches)
+
+
+@inlined
+def space_of(space, scratch):
+    """The parts of a thread's scratch: packed input, sums, offsets in x, offsets in y."""
+    sums = advance(scratch, space.packed)
+    x_offsets = advance(sums, space.sums)
+    return scratch, sums, as_int32(x_offsets), as_int64(advance(x_offsets, space.x_offsets))
 
 
 @parallel_kernel
-def im2col_forward(args, thread):
+def im2col_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of x with the packed w + bias), by box and panel.
 
     A thread starts with boxes of its own and takes their panels one by one; done with them, it helps with the others'
     panels, at the price of packing such a box again.
     """
-    x, w, bias, y, tiles, g, taps, borders, space, k_block, width, epilogue, counters, threads = args
-    depth = taps.size
+    tiles, g, taps, depth, borders, space, k_block, width, boxes, epilogue = thawed(constants)
     per_group = -(-g.group_out // width)
     panels = g.groups * per_group
-    boxes = counters.size
-    packed = pointer(space.packed, thread * space.packed_pitch)
-    sums = pointer(space.sums, thread * space.sums_pitch)
-    x_offsets = pointer(space.x_offsets, thread * space.offsets_pitch)
-    y_offsets = pointer(space.y_offsets, thread * space.offsets_pitch)
+    packed, sums, x_offsets, y_offsets = space_of(space, scratch)
     current = -1
     points = 0
     for i in range(boxes):
         box = (boxes * thread // threads + i) % boxes
         start = box_start(g, box)
-        source = packed if g.in_place == 0 else pointer(x, input_offset(g, start[0], start[1], start[2], start[3]))
+        source = packed if g.in_place == 0 else advance(x, input_offset(g, start[0], start[1], start[2], start[3]))
         while True:
-            panel = next_task(pointer(counters, box))
+            panel = next_task(advance(counters, box))
             if panel >= panels:
                 break
             if box != current:
                 end = box_end(g, start[0], start[1], start[2], start[3])
                 points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
                 if g.in_place == 0:
-                    pack_box(g, pointer(x, 0), x.dtype.type(0), borders, start, end, 0, g.groups * g.group_in, packed)
+                    pack_box(g, x, zero_element(x), borders, start, end, 0, g.groups * g.group_in, packed)
                 current = box
             group = panel // per_group
             channel = (panel - group * per_group) * width
             count = min(width, g.group_out - channel)
-            result = pointer(y, (group * g.group_out + channel) * g.y_channel)
+            result = advance(y, (group * g.group_out + channel) * g.y_channel)
             for k in range(0, depth, k_block):
                 k_end = min(depth, k + k_block)
                 row = stored = 0
@@ -114,8 +137,8 @@ def im2col_forward(args, thread):
                             prefetch_write(result, get(y_offsets, row) + c * g.y_channel)
                     row += multiply_tile(
                         tiles, points - row, advance(source, group * g.group_in * g.p_channel), advance(x_offsets, row),
-                        pointer(taps, k), k_end - k, pointer(w, (panel * depth + k) * width), width,
-                        pointer(bias, panel * width) if k == 0 else own, 0 if k == 0 else width, own, count)
+                        advance(taps, k), k_end - k, advance(w, (panel * depth + k) * width), width,
+                        advance(bias, panel * width) if k == 0 else own, 0 if k == 0 else width, own, count)
                     if k_end == depth and (row - stored >= STORED_ROWS or row == points):
                         store_points(advance(sums, 0 if k_block >= depth else stored * width), width, row - stored, result,
                                      advance(y_offsets, stored), g.y_channel, count, epilogue)
@@ -123,25 +146,21 @@ def im2col_forward(args, thread):
 
 
 @parallel_kernel
-def im2col_grad_weight(args, thread):
+def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread, threads):
     """parts[share] = gradient of the weights over the share's boxes, by (share, group, chunk of its channels, share of its panels).
 
     The rows of the product are the chunk's taps, its k the output points; sums go on from box to box in scratch.
     """
-    x, gy, parts, tiles, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, counter = args
+    tiles, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, size = thawed(constants)
     per_group = -(-g.group_out // width)
     chunks = -(-g.group_in // chunk)
     boxes_per_image = -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h)
     boxes = -(-g.out_n // g.box_n) * boxes_per_image
-    size = parts.shape[1]
     image_points = g.out_d * g.out_h * g.out_w
-    identity = Epilogue(False, x.dtype.type(0), x.dtype.type(0))
-    packed = pointer(space.packed, thread * space.packed_pitch)
-    sums = pointer(space.sums, thread * space.sums_pitch)
-    x_offsets = pointer(space.x_offsets, thread * space.offsets_pitch)
-    y_offsets = pointer(space.y_offsets, thread * space.offsets_pitch)
+    identity = Epilogue(False, zero_element(x), zero_element(x))
+    packed, sums, x_offsets, y_offsets = space_of(space, scratch)
     while True:
-        task = next_task(pointer(counter, 0))
+        task = next_task(counters)
         if task >= shares * g.groups * chunks * splits:
             break
         split = task % splits
@@ -152,67 +171,55 @@ def im2col_grad_weight(args, thread):
         taps = channels * kernel_points
         first_panel, last_panel = per_group * split // splits, per_group * (split + 1) // splits
         block = (taps + TILE_ROWS) * width
-        fill_run(sums, (last_panel - first_panel) * block, x.dtype.type(0))
+        fill_run(sums, (last_panel - first_panel) * block, zero_element(x))
         for box in range(boxes * share // shares, boxes * (share + 1) // shares):
             start = box_start(g, box)
             end = box_end(g, start[0], start[1], start[2], start[3])
             points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
             channel = group * g.group_in + first
             if g.in_place == 0:
-                pack_box(g, pointer(x, 0), x.dtype.type(0), borders, start, end, channel, channels, packed)
+                pack_box(g, x, zero_element(x), borders, start, end, channel, channels, packed)
                 source = packed
             else:
-                source = pointer(x, input_offset(g, start[0], start[1], start[2], start[3]) + channel * g.x_channel)
+                source = advance(x, input_offset(g, start[0], start[1], start[2], start[3]) + channel * g.x_channel)
             point = (start[1] * g.out_h + start[2]) * g.out_w
             for panel in range(first_panel, last_panel):
-                w = pointer(gy, (((start[0] * g.groups + group) * per_group + panel) * image_points + point) * width)
+                w = advance(gy, (((start[0] * g.groups + group) * per_group + panel) * image_points + point) * width)
                 row = 0
                 while row < taps:
                     own = advance(sums, (panel - first_panel) * block + row * width)
-                    row += multiply_tile(tiles, taps - row, source, pointer(rows, row), x_offsets, points, w, width, own, width, own,
+                    row += multiply_tile(tiles, taps - row, source, advance(rows, row), x_offsets, points, w, width, own, width, own,
                                          min(width, g.group_out - panel * width))
         for panel in range(first_panel, last_panel):
             output = group * g.group_out + panel * width
-            to = pointer(parts, share * size + output * space.gw_output + first * space.gw_channel)
+            to = advance(parts, share * size + output * space.gw_output + first * space.gw_channel)
             for row in range(0, taps, TILE_ROWS):
                 store_points(advance(sums, (panel - first_panel) * block + row * width), width, min(TILE_ROWS, taps - row), to,
-                             pointer(targets, row), space.gw_output, min(width, g.group_out - panel * width), identity)
+                             advance(targets, row), space.gw_output, min(width, g.group_out - panel * width), identity)
 
 
 class Forward:
     """The forward pass: `pack` makes panels of the weights, `run` convolves with them."""
 
     def __init__(self, problem: Problem):
-        self.problem = problem
-        self.width = panel_width(problem.dtype)
-        self.panels = problem.groups * -(-problem.group_out // self.width)
-        self.threads = num_threads()
-        self.geometry = cut(problem, self.threads, tasks_per_box=self.panels)
-        self.taps = tap_offsets(problem, self.geometry)
-        self.borders = problem.border_sources()
-        blocks = -(-problem.taps * self.width * problem.itemsize // PANEL_BYTES)
-        self.k_block = -(-problem.taps // blocks)
-        points = self.geometry.points + TILE_ROWS
-        self.layout = SpaceLayout(self.geometry.packed, points * self.width, points)
-        self.epilogue = epilogue_of(problem)
-
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        p = self.problem
+        p = self.problem = problem
+        width = panel_width(p.dtype)
+        panels = p.groups * -(-p.group_out // width)
+        threads = num_threads()
+        g = cut(p, threads, tasks_per_box=panels)
+        blocks = -(-p.taps * width * p.itemsize // PANEL_BYTES)
+        points = g.points + TILE_ROWS
+        space = make_space(g.packed, points * width, points, p.dtype)
+        constants = (tile_addresses(p.dtype), g, tap_offsets(p, g), p.taps, p.border_sources(), space, -(-p.taps // blocks), width,
+                     g.boxes, epilogue_of(p))
+        self.kernel = im2col_forward.bind(p.dtype, constants, scratch=space.size, counters=g.boxes, parallel=p.flops > SERIAL_FLOPS)
+        self.scratch_bytes = self.kernel.scratch_bytes(threads)
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
-        return packed_panels(w, Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), self.width)
+        self.pack = PanelPacking(Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), width, p.dtype)
+        self.bias = PaddedBias(p, width)
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        p = self.problem
-        with parallel_region() as available:
-            threads = available if p.flops > SERIAL_FLOPS else 1
-            arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), out.reshape(-1),
-                         tile_addresses(p.dtype), self.geometry, self.taps, self.borders, self.layout.allocate(threads, p.dtype),
-                         self.k_block, self.width, self.epilogue, np.zeros(self.geometry.boxes, np.int64), threads)
-            im2col_forward(arguments, threads)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.layout.bytes(self.problem.itemsize) * self.threads
+        self.kernel(x, packed, self.bias(bias), out)
 
 
 class GradWeight:
@@ -221,24 +228,30 @@ class GradWeight:
     def __init__(self, problem: Problem):
         p = self.problem = problem
         self.width = panel_width(p.dtype)
-        self.threads = num_threads()
+        threads = num_threads()
         self.kernel_points = math.prod(p.kernel_size)
         panels = -(-p.group_out // self.width)
         self.chunk = min(p.group_in, max(1, CHUNK_TAPS // self.kernel_points))
-        wanted = TASKS_PER_THREAD * self.threads
+        wanted = TASKS_PER_THREAD * threads
         while (p.groups * -(-p.group_in // self.chunk) * panels < wanted
                and self.chunk > 1 and self.chunk * self.kernel_points > 2 * TILE_ROWS):
             self.chunk = -(-self.chunk // 2)
         tasks = p.groups * -(-p.group_in // self.chunk)
-        self.splits = min(panels, max(1, -(-wanted // tasks)))
-        self.geometry = cut(p, 1, channels=self.chunk, column_multiple=max(p.output_size[2], 1))
-        most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, math.prod(p.weight_shape))))
-        self.shares = max(1, min(-(-wanted // (tasks * self.splits)), self.geometry.boxes, most_parts))
-        self.rows, self.targets, gw_pitches = self._tables()
-        self.borders = p.border_sources()
-        rows = self.chunk * self.kernel_points + TILE_ROWS
-        self.layout = SpaceLayout(self.geometry.packed, rows * -(-panels // self.splits) * self.width,
-                                  self.geometry.points + TILE_ROWS, *gw_pitches)
+        splits = min(panels, max(1, -(-wanted // tasks)))
+        self.geometry = g = cut(p, 1, channels=self.chunk, column_multiple=max(p.output_size[2], 1))
+        size = math.prod(p.weight_shape)
+        most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, size)))
+        self.shares = max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts))
+        rows, targets, gw_pitches = self._tables()
+        space = make_space(g.packed, (self.chunk * self.kernel_points + TILE_ROWS) * -(-panels // splits) * self.width,
+                           g.points + TILE_ROWS, p.dtype, gw_pitches)
+        constants = (tile_addresses(p.dtype), g, rows, targets, p.border_sources(), space, self.chunk, self.kernel_points, self.width,
+                     splits, self.shares, size)
+        self.kernel = im2col_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
+        self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
+        points = math.prod(p.output_size)
+        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
+        self.pack = PanelPacking(Matrices(p.batch, p.groups, p.group_out, points, p.out_channels * points, *pitches), self.width, p.dtype)
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Offsets of a chunk's taps in x and in gw, channel by channel, and gw's pitches (output channel, input channel)."""
@@ -252,48 +265,12 @@ class GradWeight:
         targets = (channel * pitches[1] + point).astype(np.int64).ravel()
         return np.pad(rows, (0, TILE_ROWS), mode="edge"), np.pad(targets, (0, TILE_ROWS), mode="edge"), pitches
 
-    def pack(self, gy: np.ndarray) -> np.ndarray:
-        p = self.problem
-        points = math.prod(p.output_size)
-        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
-        return packed_panels(gy, Matrices(p.batch, p.groups, p.group_out, points, p.out_channels * points, *pitches), self.width)
-
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        p = self.problem
-        parts = out.reshape(1, -1) if self.shares == 1 else np.empty((self.shares, out.size), out.dtype)
-        with parallel_region() as threads:
-            arguments = (x.reshape(-1), packed, parts, tile_addresses(p.dtype), self.geometry, self.rows, self.targets, self.borders,
-                         self.layout.allocate(threads, p.dtype), self.chunk, self.kernel_points, self.width, self.splits,
-                         self.shares, np.zeros(1, np.int64))
-            im2col_grad_weight(arguments, threads if p.flops > SERIAL_FLOPS else 1)
+        parts = out if self.shares == 1 else np.empty((self.shares, out.size), out.dtype)
+        self.kernel(x, packed, packed, parts)
         if self.shares > 1:
             with np.errstate(invalid="ignore", over="ignore"):
                 np.sum(parts, axis=0, out=out.reshape(-1))
-
-    @property
-    def scratch_bytes(self) -> int:
-        parts = self.shares * math.prod(self.problem.weight_shape) if self.shares > 1 else 0
-        return self.layout.bytes(self.problem.itemsize) * self.threads + parts * self.problem.itemsize
-
-
-@dataclass(frozen=True)
-class SpaceLayout:
-    """Sizes, in elements, of one thread's share of the workspace, and gw's pitches where there is a gw."""
-
-    packed: int
-    sums: int
-    points: int
-    gw_output: int = 0
-    gw_channel: int = 0
-
-    def allocate(self, threads: int, dtype: str) -> Workspace:
-        packed, sums, points = (-(-count // 16) * 16 + 16 for count in (self.packed, self.sums, self.points))
-        return Workspace(scratch("packed", threads * packed, dtype), packed, scratch("sums", threads * sums, dtype), sums,
-                         scratch("x_offsets", threads * points, np.int32), scratch("y_offsets", threads * points, np.int64), points,
-                         self.gw_output, self.gw_channel)
-
-    def bytes(self, itemsize: int) -> int:
-        return (self.packed + self.sums) * itemsize + 12 * self.points
 
 
 # -- the backend ----------------------------------------------------------------------------------------------------------

@@ -29,11 +29,24 @@ from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, Axis, axis_algorithm, call_transform, transform_address
 from ._boxes import copy_run, fill_run, strides_of
-from ._gemm import Matrices, epilogue_of, multiply_tile, packed_panels, pad_bias, panel_width, store_points, tile_addresses
-from ._jit import num_threads, outlined, parallel_region
+from ._gemm import Matrices, PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, store_points, tile_addresses
+from ._jit import num_threads, outlined
 from ._phases import GradInputByPhases, phase_seconds
-from ._scratch import operand, scratch
-from ._simd import TILE_ROWS, advance, get, lane_count, lanes_of, next_task, parallel_kernel, pointer, put, transpose_block
+from ._scratch import operand
+from ._simd import (
+    TILE_ROWS,
+    advance,
+    as_int32,
+    get,
+    lane_count,
+    lanes_of,
+    next_task,
+    parallel_kernel,
+    put,
+    thawed,
+    transpose_block,
+    zero_element,
+)
 
 # Outputs per tile of the algorithms there are, by (taps, stride): both axes alike, or one axis of a line of taps.
 SQUARES = {(2, 1): (4, 2), (3, 1): (4, 2), (4, 1): (2,), (5, 1): (4, 2), (7, 1): (2,), (3, 2): (4, 2), (5, 2): (2,)}
@@ -93,19 +106,14 @@ class Geometry(NamedTuple):
     u_product: int  # and of its transformed weights
 
 
-class Workspace(NamedTuple):
-    """Scratch of all threads; each has its share, one pitch after the other."""
+class Space(NamedTuple):
+    """Sizes, in elements of the dtype, of what a thread keeps in scratch; each part starts at a cache line."""
 
-    packed: np.ndarray
-    packed_pitch: int
-    v: np.ndarray
-    v_pitch: int
-    sums: np.ndarray
-    sums_pitch: int
-    rows: np.ndarray  # finished rows of output points, a panel wide
-    rows_pitch: int
-    tiles: np.ndarray  # offset of each tile in a product's plane of V
-    tiles_pitch: int
+    packed: int  # the box's input, channels last
+    v: int  # its transformed tiles
+    sums: int  # their products with a panel
+    rows: int  # finished rows of output points, a panel wide
+    tiles: int  # offset of each tile in a product's plane of V
 
 
 @outlined
@@ -195,25 +203,23 @@ def store_tiles(g, transform, sums, width, bias, first, count, down, across, sta
 
 
 @parallel_kernel
-def winograd_forward(args, thread):
+def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of x with the transformed weights u + bias), by (box, group) and panel.
 
     A thread starts with boxes of its own and takes their panels one by one; done with them, it helps with the others'
     panels, at the price of transforming such a box again.
     """
-    (x, u, bias, zeros, y, register_tiles, g, input_transform, output_transform, borders, space, taps, ramp, width, epilogue,
-     counters, threads) = args
+    (zeros, register_tiles, g, input_transform, output_transform, borders, space, taps, depth, ramp, width, boxes,
+     epilogue) = thawed(constants)
     per_group = -(-g.group_out // width)
     wide, high, deep = -(-g.out_w // g.box_w), g.high, -(-g.out_d // g.box_d)
     tile_row = g.tile_h * g.dilation_h
-    packed = pointer(space.packed, thread * space.packed_pitch)
-    v = pointer(space.v, thread * space.v_pitch)
-    sums = pointer(space.sums, thread * space.sums_pitch)
-    rows = pointer(space.rows, thread * space.rows_pitch)
-    tiles = pointer(space.tiles, thread * space.tiles_pitch)
-    depth = taps.size
+    packed = scratch
+    v = advance(packed, space.packed)
+    sums = advance(v, space.v)
+    rows = advance(sums, space.sums)
+    tiles = as_int32(advance(rows, space.rows))
     products = g.products_h * g.products_w
-    boxes = counters.size
     current = -1
     count = 0
     for i in range(boxes):
@@ -228,42 +234,41 @@ def winograd_forward(args, thread):
         down = -(-(end[2] - start[2]) // tile_row)
         across = -(-(end[3] - start[3]) // (g.tile_w * g.dilation_w))
         while True:
-            panel = next_task(pointer(counters, box))
+            panel = next_task(advance(counters, box))
             if panel >= per_group:
                 break
             if box != current:
-                pack_channels_last(g, pointer(x, 0), x.dtype.type(0), borders, start, group, packed)
+                pack_channels_last(g, x, zero_element(x), borders, start, group, packed)
                 count = transform_box(g, input_transform, packed, down, across, v, tiles)
                 current = box
             total = (end[1] - start[1]) * count
             output = group * g.group_out + panel * width
             channels = min(width, g.group_out - panel * width)
-            weights = pointer(u, (group * per_group + panel) * products * g.u_product)
+            weights = advance(u, (group * per_group + panel) * products * g.u_product)
             for product in range(products):
                 row = 0
                 while row < total:
                     row += multiply_tile(register_tiles, total - row, advance(v, product * g.v_product), advance(tiles, row),
-                                         pointer(taps, 0), depth, advance(weights, product * g.u_product), width, pointer(zeros, 0), 0,
+                                         taps, depth, advance(weights, product * g.u_product), width, zeros, 0,
                                          advance(sums, product * g.m_product + row * width), channels)
             for d in range(end[1] - start[1]):
-                to = pointer(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
-                store_tiles(g, output_transform, sums, width, pointer(bias, (group * per_group + panel) * width), d * count, count, down,
-                            across, start, end, rows, pointer(ramp, 0), to, channels, epilogue)
+                to = advance(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
+                store_tiles(g, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count, count, down,
+                            across, start, end, rows, ramp, to, channels, epilogue)
 
 
 @parallel_kernel
-def winograd_weights(args, thread):
+def winograd_weights(panels, unused, bias, u, constants, scratch, counters, thread, threads):
     """u[panel][product][depth tap][channel][width] from panels of weights, by (panel, depth tap)."""
-    panels, u, transform, kernel_d, channels, samples, products, step, width, u_product, channels_last, counter = args
-    rows, columns = samples
+    transform, count, channels, kernel_d, rows, columns, products, step, width, u_product, channels_last = thawed(constants)
     planes = rows * columns
     while True:
-        task = next_task(pointer(counter, 0))
-        if task >= panels.size // (kernel_d * planes * channels * width) * kernel_d:
+        task = next_task(counters)
+        if task >= count * kernel_d:
             break
         panel, d = task // kernel_d, task % kernel_d
-        source = pointer(panels, panel * kernel_d * planes * channels * width)
-        target = pointer(u, panel * products * u_product + d * channels * width)
+        source = advance(panels, panel * kernel_d * planes * channels * width)
+        target = advance(u, panel * products * u_product + d * channels * width)
         for c in range(channels):
             if channels_last:
                 at, row, column = advance(source, (d * planes * channels + c) * width), columns * channels * width, channels * width
@@ -348,25 +353,30 @@ class Forward:
 
         p = self.problem = problem
         _, self.high, self.wide = best_algorithm(p, machine_constants())
-        self.width = panel_width(p.dtype)
-        self.per_group = -(-p.group_out // self.width)
-        self.threads = num_threads()
-        self.geometry = self._cut()
-        g = self.geometry
-        self.boxes = p.batch * p.groups * -(-p.output_size[0] // g.box_d) * g.high * -(-p.output_size[2] // g.box_w)
+        width = self.width = panel_width(p.dtype)
+        panels = p.groups * -(-p.group_out // width)
+        g = self._cut()
+        products = g.products_h * g.products_w
         count = g.down * g.dilation_h * g.across * g.dilation_w
-        channels = np.arange(p.group_in)
         planes = np.arange(p.kernel_size[0])[:, None] * p.dilation[0] * count * g.lines
-        self.taps = (planes + channels).astype(np.int32).ravel()
-        self.ramp = np.arange(g.box_w + TILE_ROWS) * g.y_point
+        taps = (planes + np.arange(p.group_in)).astype(np.int32).ravel()
         # Ragged tiles reach beyond the padded input; what they find there is never written.
-        self.borders = tuple(np.pad(source, (0, 2 * span), constant_values=-1)
-                             for source, span in zip(p.border_sources(), (g.span_d, g.span_h, g.span_w), strict=True))
-        self.zeros = np.zeros(self.width, p.dtype)
-        self.epilogue = epilogue_of(p)
+        borders = tuple(np.pad(source, (0, 2 * span), constant_values=-1)
+                        for source, span in zip(p.border_sources(), (g.span_d, g.span_h, g.span_w), strict=True))
         keys = [(axis.outputs, axis.taps, axis.stride) for axis in (self.high, self.wide)]
-        self.input_transform, self.output_transform, self.weight_transform = (
-            transform_address(kind, *keys, p.dtype) for kind in (INPUT, OUTPUT, WEIGHTS))
+        to_input, to_output, to_weights = (transform_address(kind, *keys, p.dtype) for kind in (INPUT, OUTPUT, WEIGHTS))
+        space = self._space(g, width)
+        boxes = p.batch * p.groups * -(-p.output_size[0] // g.box_d) * g.high * -(-p.output_size[2] // g.box_w)
+        constants = (np.zeros(width, p.dtype), tile_addresses(p.dtype), g, to_input, to_output, borders, space, taps, taps.size,
+                     np.arange(g.box_w + TILE_ROWS) * g.y_point, width, boxes, epilogue_of(p))
+        self.kernel = winograd_forward.bind(p.dtype, constants, scratch=sum(space), counters=boxes, parallel=p.flops > SERIAL_FLOPS)
+        self.scratch_bytes = self.kernel.scratch_bytes(num_threads())
+        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
+        self.panels = PanelPacking(Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), width, p.dtype)
+        self.transform = winograd_weights.bind(p.dtype, (to_weights, panels, p.group_in, *p.kernel_size, products, self.wide.products,
+                                                         width, g.u_product, p.channels_last))
+        self.transformed = panels * products * g.u_product
+        self.bias = PaddedBias(p, width)
 
     def _cut(self) -> Geometry:
         p, high, wide = self.problem, self.high, self.wide
@@ -400,45 +410,21 @@ class Forward:
                    _odd_lines(p.kernel_size[0] * p.group_in * self.width, lanes))
         return Geometry(*numbers)
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        p, products = self.problem, self.high.products * self.wide.products
-        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
-        panels = packed_panels(w, Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), self.width)
-        pitch = self.geometry.u_product
-        u = operand(p.groups * self.per_group * products * pitch, p.dtype)
-        with parallel_region() as threads:
-            winograd_weights((panels, u, self.weight_transform, p.kernel_size[0], p.group_in, (p.kernel_size[1], p.kernel_size[2]),
-                              products, self.wide.products, self.width, pitch, p.channels_last, np.zeros(1, np.int64)), threads)
-        return u
-
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        p = self.problem
-        with parallel_region() as available:
-            threads = available if p.flops > SERIAL_FLOPS else 1
-            arguments = (x.reshape(-1), packed, pad_bias(bias, p.groups, p.group_out, self.width, p.dtype), self.zeros,
-                         out.reshape(-1), tile_addresses(p.dtype), self.geometry, self.input_transform, self.output_transform, self.borders,
-                         self._workspace(threads), self.taps, self.ramp, self.width, self.epilogue, np.zeros(self.boxes, np.int64), threads)
-            winograd_forward(arguments, threads)
-
-    def _sizes(self) -> tuple[int, ...]:
-        g = self.geometry
+    def _space(self, g: Geometry, width: int) -> Space:
         products = g.products_h * g.products_w
         tiles = g.box_d * g.down * g.dilation_h * g.across * g.dilation_w
         counts = (g.span_d * g.span_h * g.span_w * g.lines, products * g.v_product, products * g.m_product,
-                  g.tile_h * g.box_w * self.width, tiles + TILE_ROWS)
-        return tuple(-(-count // 16) * 16 + 16 for count in counts)
+                  g.tile_h * g.box_w * width, tiles + TILE_ROWS)
+        return Space(*(-(-count // 16) * 16 + 16 for count in counts))
 
-    def _workspace(self, threads: int) -> Workspace:
-        packed, v, sums, rows, tiles = self._sizes()
-        dtype = self.problem.dtype
-        return Workspace(scratch("packed", threads * packed, dtype), packed, scratch("v", threads * v, dtype), v,
-                         scratch("sums", threads * sums, dtype), sums, scratch("rows", threads * rows, dtype), rows,
-                         scratch("x_offsets", threads * tiles, np.int32), tiles)
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        panels = self.panels(w)
+        u = operand(self.transformed, self.problem.dtype)
+        self.transform(panels, panels, panels, u)
+        return u
 
-    @property
-    def scratch_bytes(self) -> int:
-        *floats, tiles = self._sizes()
-        return self.threads * (sum(floats) * self.problem.itemsize + 4 * tiles)
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        self.kernel(x, packed, self.bias(bias), out)
 
 
 def _odd_lines(count: int, lanes: int) -> int:

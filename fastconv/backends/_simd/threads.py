@@ -1,19 +1,36 @@
-"""Threads: a kernel's work on Numba's thread pool, and the counter that hands out its tasks."""
+"""Threads: kernels on Numba's thread pool, the constants they are bound to, and the counter that hands out their tasks.
+
+A kernel is a function
+
+    kernel(x, w, bias, y, constants, scratch, counters, thread, threads)
+
+of four operands, the constants it was bound to, this thread's share of the scratch memory, and counters that are zero
+when the run starts. Everything but the operands is laid down in memory once, by `bind`; a run then passes four arrays
+and two addresses through one function, `launch`, that is the same for all kernels: about a microsecond.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import int64, typeof, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+from numba.np.numpy_support import from_dtype
 
-from .._jit import address_of, addressed, cached, threading_layer
+from .._jit import address_of, addressed, cached, parallel_region, threading_layer
+from .._scratch import arena
 from .vector import I64, emit_call
 
 MOST_THREADS = 1024  # of one region
+LINE = 64  # bytes: a cache line, and the widest vector
+HEADER_WORDS = 4  # of a bound kernel's memory: its address, a thread's bytes of scratch, bytes of counters, unused
+LARGEST_CONSTANTS = 1 << 14  # bytes
+BYTE_POINTER = ir.IntType(8).as_pointer()
 
 
 @intrinsic
@@ -26,77 +43,219 @@ def next_task(typingctx, counter):
     return types.int64(types.CPointer(types.int64)), codegen
 
 
+# -- constants ------------------------------------------------------------------------------------------------------------
+
+
+class ConstantsType(types.Type):
+    """The address of a tuple laid down by `freeze`."""
+
+    def __init__(self, contents: types.BaseTuple):
+        self.contents = contents
+        super().__init__(name=f"Constants[{contents}]")
+
+
+@register_model(ConstantsType)
+class _ConstantsModel(models.PrimitiveModel):
+    def __init__(self, manager, constants):
+        super().__init__(manager, constants, BYTE_POINTER)
+
+
+def frozen_type(kind: types.Type) -> types.Type:
+    """What a constant of a type is inside a kernel: an array is a pointer to its elements, of which nobody counts the references."""
+    if isinstance(kind, types.Array):
+        return types.CPointer(kind.dtype)
+    if isinstance(kind, types.BaseTuple):
+        return types.BaseTuple.from_types([frozen_type(item) for item in kind], getattr(kind, "instance_class", None))
+    return kind
+
+
+def emit_frozen(context, builder, kind, value):
+    if isinstance(kind, types.Array):
+        return context.make_array(kind)(context, builder, value).data
+    if isinstance(kind, types.BaseTuple):
+        items = [emit_frozen(context, builder, item, part) for item, part in zip(kind, cgutils.unpack_tuple(builder, value), strict=True)]
+        return context.make_tuple(builder, frozen_type(kind), items)
+    return value
+
+
 @intrinsic
-def in_threads(typingctx, work, args, threads):
-    """Call the function `work(args, thread)`, given by its address, for thread in range(threads) on Numba's thread pool.
+def store_constants(typingctx, constants, target):
+    """Write a tuple of constants as kernels read it to `target`; returns its bytes."""
 
-    On the caller's thread alone if threads == 1. The function must not raise. The pool must have been started.
+    def codegen(context, builder, signature, args):
+        value = emit_frozen(context, builder, constants, args[0])
+        builder.store(value, builder.bitcast(args[1], value.type.as_pointer()), align=8)
+        return I64(context.get_abi_sizeof(value.type))
+
+    return types.int64(constants, types.CPointer(types.int64)), codegen
+
+
+@intrinsic
+def array_address(typingctx, array):
+    """The address of an array's first element."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@cached
+def freeze(constants, target):
+    """Lay constants down in `target`; compiled once for the constants of each kernel."""
+    return store_constants(constants, array_address(target))
+
+
+@intrinsic
+def thawed(typingctx, constants):
+    """The tuple that a kernel was bound to, with pointers in place of arrays."""
+    contents = constants.contents
+
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.bitcast(args[0], context.get_value_type(contents).as_pointer()), align=8)
+
+    return contents(constants), codegen
+
+
+# -- running --------------------------------------------------------------------------------------------------------------
+
+OPERANDS = 4
+# x, w, bias, y, constants, scratch, counters, thread, threads
+ENTRY_TYPES = (*[types.voidptr] * (OPERANDS + 3), types.int64, types.int64)
+
+
+def _run_type() -> ir.LiteralStructType:
+    """What the threads of a run share: the bound kernel, the operands, the scratch memory, the number of threads."""
+    return ir.LiteralStructType([I64.as_pointer(), *[BYTE_POINTER] * OPERANDS, BYTE_POINTER, I64])
+
+
+@intrinsic
+def in_threads(typingctx, x, w, bias, y, bound, scratch, threads):
+    """Call a bound kernel for thread in range(threads) on Numba's pool, or on the caller's thread alone if threads == 1.
+
+    The kernel must not raise. The pool must have been started.
     """
-    argument_types = (args, types.int64)
+    operands = (x, w, bias, y)
 
-    def codegen(context, builder, signature, values):
-        work, shared, threads = values
-        byte = ir.IntType(8).as_pointer()
-        data = cgutils.alloca_once_value(builder, context.make_tuple(builder, types.Tuple((types.int64, args)), [work, shared]))
-        entry = _thread_entry(context, builder.module, argument_types, data.type)
-        numbers = cgutils.alloca_once(builder, I64, size=MOST_THREADS)
-        with cgutils.for_range(builder, threads) as loop:
-            builder.store(loop.index, builder.gep(numbers, [loop.index]))
-        arrays = cgutils.alloca_once_value(builder, builder.bitcast(numbers, byte))
-        count, step = cgutils.alloca_once_value(builder, threads), cgutils.alloca_once_value(builder, I64(8))
-        arguments = [arrays, count, step, builder.bitcast(data, byte)]
+    def codegen(context, builder, signature, args):
+        *arrays, bound, scratch, threads = args
+        header = builder.inttoptr(bound, I64.as_pointer())
+        memory = builder.inttoptr(scratch, BYTE_POINTER)
+        cgutils.memset(builder, memory, builder.load(builder.gep(header, [I64(2)])), 0)
+        pointers = [builder.bitcast(context.make_array(kind)(context, builder, value).data, BYTE_POINTER)
+                    for kind, value in zip(operands, arrays, strict=True)]
+        data = cgutils.alloca_once(builder, _run_type())
+        for i, value in enumerate([header, *pointers, memory, threads]):
+            builder.store(value, builder.gep(data, [ir.IntType(32)(0), ir.IntType(32)(i)]))
+        entry = _thread_entry(context, builder.module)
         with builder.if_else(builder.icmp_signed("==", threads, I64(1))) as (alone, together):
             with alone:
-                builder.call(entry, arguments)
+                number = cgutils.alloca_once_value(builder, I64(0))
+                _call_entry(builder, builder.call, entry, number, I64(1), data)
             with together:
-                pool = ir.FunctionType(ir.VoidType(), [byte] * 5 + [I64] * 3)
-                parallel_for = cgutils.get_or_insert_function(builder.module, pool, "numba_parallel_for")
-                pointers = [builder.bitcast(value, byte) for value in (entry, *arguments)]
-                builder.call(parallel_for, [*pointers, I64(0), I64(1), threads])
+                numbers = cgutils.alloca_once(builder, I64, size=MOST_THREADS)
+                with cgutils.for_range(builder, threads) as loop:
+                    builder.store(loop.index, builder.gep(numbers, [loop.index]))
+                kind = ir.FunctionType(ir.VoidType(), [BYTE_POINTER] * 5 + [I64] * 3)
+                parallel_for = cgutils.get_or_insert_function(builder.module, kind, "numba_parallel_for")
+
+                def on_pool(entry, arguments):
+                    pointers = [builder.bitcast(value, BYTE_POINTER) for value in (entry, *arguments)]
+                    builder.call(parallel_for, [*pointers, I64(0), I64(1), threads])
+
+                _call_entry(builder, on_pool, entry, numbers, threads, data)
         return context.get_dummy_value()
 
-    return types.void(types.int64, args, types.intp), codegen
+    return types.void(*operands, types.int64, types.int64, types.int64), codegen
 
 
-def _thread_entry(context, module, argument_types, data_type):
-    """The function that the pool calls with a run of thread numbers: it calls `work` for each of them."""
-    byte = ir.IntType(8).as_pointer()
+def _call_entry(builder, call, entry, numbers, count, data):
+    """Call what the pool calls with a run of thread numbers: (arrays, their dimension, their steps, shared data)."""
+    arrays = cgutils.alloca_once_value(builder, builder.bitcast(numbers, BYTE_POINTER))
+    dimension, step = cgutils.alloca_once_value(builder, count), cgutils.alloca_once_value(builder, I64(8))
+    call(entry, [arrays, dimension, step, builder.bitcast(data, BYTE_POINTER)])
+
+
+def _thread_entry(context, module):
+    """The function that the pool calls with a run of thread numbers: it calls the kernel for each of them."""
     words = I64.as_pointer()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [byte.as_pointer(), words, words, byte]), name="thread_entry")
+    kind = ir.FunctionType(ir.VoidType(), [BYTE_POINTER.as_pointer(), words, words, BYTE_POINTER])
+    function = ir.Function(module, kind, name="thread_entry")
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     arrays, count, _, data = function.args
     numbers = builder.bitcast(builder.load(arrays), words)
+    run = builder.load(builder.bitcast(data, _run_type().as_pointer()))
+    header, *operands, memory, threads = (builder.extract_value(run, i) for i in range(len(_run_type().elements)))
+    address, pitch, counters = (builder.load(builder.gep(header, [I64(i)])) for i in range(3))
+    constants = builder.bitcast(builder.gep(header, [I64(HEADER_WORDS)]), BYTE_POINTER)
     with cgutils.for_range(builder, builder.load(count)) as loop:
         thread = builder.load(builder.gep(numbers, [loop.index]))
-        address, shared = cgutils.unpack_tuple(builder, builder.load(builder.bitcast(data, data_type)), 2)
-        emit_call(context, builder, address, argument_types, [shared, thread])
+        scratch = builder.gep(memory, [builder.add(counters, builder.mul(thread, pitch))])
+        emit_call(context, builder, address, ENTRY_TYPES, [*operands, constants, scratch, memory, thread, threads])
     builder.ret_void()
     return function
 
 
 @cached
-def launch(work, args, threads):
-    """Run a kernel, given by its address; compiled once for the arguments of each kernel."""
-    in_threads(work, args, threads)
+def launch(x, w, bias, y, bound, scratch, threads):
+    """Run a bound kernel, given by the address of its memory; compiled once for the ranks and dtypes of the operands."""
+    in_threads(x, w, bias, y, bound, scratch, threads)
+
+
+class BoundKernel:
+    """A kernel with its constants: `kernel(x, w, bias, y)` runs it on contiguous arrays."""
+
+    def __init__(self, address: int, constants: tuple[Any, ...], scratch_bytes: int, counters: int, parallel: bool):
+        self._constants = constants  # keeps alive the arrays that the memory points to
+        self._pitch = _whole_lines(scratch_bytes)
+        self._counter_bytes = _whole_lines(8 * counters)
+        memory = np.zeros(LARGEST_CONSTANTS, np.int64)
+        size = freeze(constants, memory[HEADER_WORDS:])
+        self._memory = memory[:HEADER_WORDS - (-size // 8)].copy()
+        self._memory[:3] = address, self._pitch, self._counter_bytes
+        self._bound = self._memory.ctypes.data
+        self._parallel = parallel
+        self._alone = self._counter_bytes + self._pitch
+
+    def __call__(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+        if self._parallel:
+            with parallel_region() as threads:
+                _held, address = arena(self._counter_bytes + threads * self._pitch)
+                launch(x, w, bias, y, self._bound, address, threads)
+        else:
+            _held, address = arena(self._alone)
+            launch(x, w, bias, y, self._bound, address, 1)
+
+    def scratch_bytes(self, threads: int) -> int:
+        """Scratch memory of a run with that many threads."""
+        return self._counter_bytes + (threads if self._parallel else 1) * self._pitch
+
+
+def _whole_lines(size: int) -> int:
+    return -(-size // LINE) * LINE
 
 
 class ParallelKernel:
-    """A kernel as Python calls it: `kernel(arguments, threads)`, the first argument being an array of the kernel's dtype."""
+    """A kernel to be bound to its constants."""
 
     def __init__(self, function: Callable):
         self.dispatcher = addressed(function)
-        self._addresses: dict[str, int] = {}
+        self._addresses: dict[tuple[str, types.Type], int] = {}
 
-    def __call__(self, arguments: tuple[Any, ...], threads: int) -> None:
-        dtype = arguments[0].dtype.char
-        address = self._addresses.get(dtype)
+    def bind(self, dtype: Any, constants: tuple[Any, ...], *, scratch: int = 0, counters: int = 1, parallel: bool = True) -> BoundKernel:
+        """The kernel for operands of `dtype`, with `scratch` elements a thread; compiled at the first binding of a dtype."""
+        dtype = np.dtype(dtype)
+        key = (dtype.char, frozen_type(typeof(constants)))
+        address = self._addresses.get(key)
         if address is None:
             threading_layer()  # starts the pool whose entry point the machine code refers to
-            address = self._addresses[dtype] = address_of(self.dispatcher, (typeof(arguments), int64))
-        launch(address, arguments, threads)
+            element = types.CPointer(from_dtype(dtype))
+            signature = (*[element] * OPERANDS, ConstantsType(key[1]), element, types.CPointer(types.int64), int64, int64)
+            address = self._addresses[key] = address_of(self.dispatcher, signature)
+        return BoundKernel(address, constants, scratch * dtype.itemsize, counters, parallel)
 
 
 def parallel_kernel(function: Callable) -> ParallelKernel:
-    """Compile `function(arguments, thread)` as a kernel, each dtype at its first call."""
+    """Compile `function` as a kernel, each dtype when it is first bound."""
     return ParallelKernel(function)

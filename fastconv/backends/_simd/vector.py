@@ -215,6 +215,35 @@ def put(typingctx, p, offset, value):
     return types.void(p, types.intp, p.dtype), codegen
 
 
+@overload(operator.getitem)
+def _pointer_item(p, offset):
+    """Tables read as arrays do: p[offset]."""
+    if isinstance(p, types.CPointer):
+        return lambda p, offset: get(p, offset)
+    return None
+
+
+@intrinsic
+def zero_element(typingctx, p):
+    """The number zero in p's element type."""
+    vector = vector_of(p)
+    return p.dtype(p), lambda context, builder, signature, args: vector.element(0)
+
+
+@intrinsic
+def as_int32(typingctx, p):
+    """The same address as that of int32 numbers: tables in scratch."""
+    table = types.CPointer(types.int32)
+    return table(p), lambda context, builder, signature, args: builder.bitcast(args[0], I32.as_pointer())
+
+
+@intrinsic
+def as_int64(typingctx, p):
+    """The same address as that of int64 numbers."""
+    table = types.CPointer(types.int64)
+    return table(p), lambda context, builder, signature, args: builder.bitcast(args[0], I64.as_pointer())
+
+
 @intrinsic
 def lanes_of(typingctx, p):
     """Lanes of a vector of p's element type, as a constant."""
