@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +17,19 @@ import numpy as np
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype
 from .backends._scratch import reused_operands
-from .dispatcher import Choice, Plan, current_choice, plan
+from .dispatcher import Choice, Plan, asked_backend, current_choice, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["Convolution", "batched", "bias_gradient", "check_shape", "frozen", "make_options", "run", "shape_of"]
+__all__ = ["Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "is_ready", "lookup", "make_options", "run", "shape_of"]
 
 CALLS_KEPT = 4096
-SHAPES_KEPT = 16  # of one plan, each with its packed weights
 
 
 # -- check ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """What a call of given shapes, dtypes and options comes to."""
 
     plan: Plan
@@ -43,7 +41,7 @@ class _Call:
 
 @functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
 def _prepare(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-             options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool, threads: int, generation: int) -> _Call:
+             options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool, threads: int, generation: int) -> Call:
     """The plan of a call; `kind` is a pass name or "transposed"; `extra` the shape of the result or the output padding."""
     name = computed.name
     if kind == "transposed":
@@ -58,7 +56,7 @@ def _prepare(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ..
         problem = Problem.create(kind, ndim, first, second, name, options, bias=bias)
     shapes = problem.shapes
     made = plan(problem, choice, prepacked=prepacked)
-    return _Call(made, computed, result, problem.public_shape(shapes[2]), shapes)
+    return Call(made, computed, result, problem.public_shape(shapes[2]), shapes)
 
 
 def check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -68,7 +66,7 @@ def check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> N
 
 
 def make_options(stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any = "zeros", layout: Any = "NCHW",
-             activation: Any = None, accuracy: Any = None) -> Options:
+                 activation: Any = None, accuracy: Any = None) -> Options:
     """The options of a call, hashable; the accuracy defaults to FASTCONV_ACCURACY."""
     if accuracy is None:
         accuracy = os.environ.get("FASTCONV_ACCURACY") or "default"
@@ -123,28 +121,42 @@ def shape_of(name: str, shape: Any) -> tuple[int, ...]:
 # -- run ------------------------------------------------------------------------------------------------------------------
 
 
-def run(kind: str, ndim: int, names: tuple[str, str], first: Any, second: Any, bias: Any, options: Options, backend: str | None,
-         out: Any, extra: Any = None) -> np.ndarray:
-    """Check the operands, get the plan, run it; the first operand (and gy as the second) may be unbatched."""
+def run(kind: str, ndim: int, names: tuple[str, str], first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None,
+        out: Any, extra: Any = None) -> np.ndarray:
+    """Check the operands, get the plan, run it; the first operand (and gy as the second) may be unbatched.
+
+    `settings` are the arguments of `make_options`.
+    """
+    if out is None:
+        ready = _remembered(kind, ndim, first, second, bias, settings, backend, extra)
+        if ready is not None:
+            return ready(first, second, bias)
+    options = make_options(*settings)
     first, single = batched(names[0], as_array(names[0], first), ndim)
     second = as_array(names[1], second)
     if kind == "grad_weight":
         second, _ = batched(names[1], second, ndim)
         single = False
     computed, result = common_dtype(**{names[0]: first, names[1]: second})
-    call = _lookup(kind, ndim, first.shape, second.shape, computed, result, options, bias is not None, backend, extra)
-    return _execute(call, names, first, second, bias, out, single)
+    call = lookup(kind, ndim, first.shape, second.shape, computed, result, options, bias is not None, backend, extra)
+    return execute(call, names, first, second, bias, out, single)
 
 
-def _lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-            options: Options, bias: bool, backend: str | None, extra: Any, prepacked: bool = False) -> _Call:
+@functools.cache
+def _thread_counter() -> Callable[[], int]:
+    """The function `num_threads`; importing it imports Numba."""
     from .backends._jit import num_threads
 
+    return num_threads
+
+
+def lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
+            options: Options, bias: bool, backend: str | None, extra: Any, prepacked: bool = False) -> Call:
     return _prepare(kind, ndim, first, second, computed, result, options, bias, current_choice(backend), extra, prepacked,
-                    num_threads(), wisdom.store.generation)
+                    _thread_counter()(), wisdom.store.generation)
 
 
-def _execute(call: _Call, names: tuple[str, str], first: np.ndarray, second: np.ndarray, bias: Any, out: Any, single: bool,
+def execute(call: Call, names: tuple[str, str], first: np.ndarray, second: np.ndarray, bias: Any, out: Any, single: bool,
              packed: Any = None) -> np.ndarray:
     problem = call.plan.problem
     shape = call.result_shape[1:] if single else call.result_shape
@@ -168,7 +180,7 @@ def _execute(call: _Call, names: tuple[str, str], first: np.ndarray, second: np.
     return out
 
 
-def _target(out: Any, call: _Call, *inputs: Any) -> np.ndarray:
+def _target(out: Any, call: Call, *inputs: Any) -> np.ndarray:
     """Where kernels write: `out` itself if they can, and if no input lies there."""
     if out is not None and out.dtype == call.computed and out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned:
         if not any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
@@ -192,62 +204,62 @@ def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np
         return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
 
 
-class Convolution:
-    """A planned convolution: weights fixed and packed once, then called on any number of inputs.
+# -- a call seen before ---------------------------------------------------------------------------------------------------
 
-    Made by `plan_conv1d`, `plan_conv2d` and `plan_conv3d`. Immutable, and safe to call from several threads.
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+READY_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
+_variables = getattr(os.environ, "_data", {})  # read without os.environ's conversions, 0.5 us each
+_variable_names = [os.environ.encodekey(name) for name in ("FASTCONV_BACKEND", "FASTCONV_ACCURACY")] if _variables else []
+
+
+def is_ready(array: Any, dtype: np.dtype) -> bool:
+    """Whether kernels take an argument as it stands."""
+    return type(array) is np.ndarray and array.dtype is dtype and array.flags.num & READY_FLAGS == READY_FLAGS
+
+
+def _remembered(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None,
+                extra: Any) -> ReadyCall | None:
+    """What runs a call whose arrays need no conversion and whose options are plain numbers and names; else None."""
+    stride, padding, dilation, groups = settings[:4]
+    dtype = getattr(first, "dtype", None)
+    if (dtype not in FLOATS or not is_ready(first, dtype) or not is_ready(second, dtype) or (bias is not None and not is_ready(bias, dtype))
+            or type(stride) is not int or type(padding) is not int or type(dilation) is not int or type(groups) is not int):
+        return None
+    try:
+        return _ready_call(kind, ndim, first.shape, second.shape, dtype, None if bias is None else bias.shape, settings, backend, extra,
+                           asked_backend(), _thread_counter()(), wisdom.store.generation, *map(_variables.get, _variable_names))
+    except TypeError:  # an option that cannot be hashed: the checks of a first call name it
+        return None
+
+
+@functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
+def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], dtype: np.dtype, bias: tuple[int, ...] | None,
+                settings: tuple[Any, ...], backend: str | None, extra: Any, *surroundings: Any) -> ReadyCall | None:
+    """A call without conversions, checked once; None where a first call would raise, which it then does.
+
+    `surroundings` are what else the choice depends on.
     """
+    try:
+        single = len(first) == ndim + 1
+        batch = (1, *first) if single else first
+        if len(batch) != ndim + 2 or (kind == "grad_weight" and (single or len(second) != ndim + 2)):
+            return None
+        call = lookup(kind, ndim, batch, second, dtype, dtype, make_options(*settings), bias is not None, backend, extra)
+    except (TypeError, ValueError):
+        return None
+    if bias is not None and bias != (call.plan.problem.epilogue_channels,):
+        return None
+    return ReadyCall(call.plan, call.result_shape[1:] if single else call.result_shape, dtype)
 
-    def __init__(self, ndim: int, w: Any, bias: Any, options: Options, backend: str | None, input_shape: Sequence[int] | None):
-        self._ndim = ndim
-        self._w = as_array("w", w).copy()
-        self._bias = None if bias is None else as_array("bias", bias).copy()
-        self._options = options
-        self._backend = backend
-        self._packed: OrderedDict[Any, tuple[_Call, Any]] = OrderedDict()
-        self._shape = None if input_shape is None else shape_of("input_shape", input_shape)
-        if self._shape is not None:
-            if len(self._shape) == ndim + 1:
-                self._shape = (1, *self._shape)
-            self._call_for(self._shape, self._w.dtype)
 
-    def __call__(self, x: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Convolve `x`, of the planned or any other shape."""
-        x, single = batched("x", as_array("x", x), self._ndim)
-        call, packed = self._call_for(x.shape, x.dtype)
-        return _execute(call, ("x", "w"), x, self._w, self._bias, out, single, packed)
+class ReadyCall:
+    """A call that was checked before: allocate, pack, run."""
 
-    def _call_for(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[_Call, Any]:
-        key = (shape, dtype)
-        made = self._packed.get(key)
-        if made is None:
-            computed, result = common_dtype(x=np.empty(0, dtype), w=self._w)
-            call = _lookup("forward", self._ndim, shape, self._w.shape, computed, result, self._options, self._bias is not None,
-                           self._backend, None, prepacked=True)
-            if self._bias is not None:
-                as_bias(self._bias, call.plan.problem.epilogue_channels, computed)
-            packed = call.plan.pack(as_operand(self._w, computed, call.shapes[1]))
-            made = self._packed[key] = (call, packed)
-            while len(self._packed) > SHAPES_KEPT:
-                self._packed.popitem(last=False)
-        return made
+    def __init__(self, made: Plan, shape: tuple[int, ...], dtype: np.dtype):
+        self._kernel, self._shape, self._dtype = made.kernel, shape, dtype
 
-    @property
-    def plan(self) -> Plan:
-        """The plan for the shape given to `plan_conv`, or else for the last shape seen first."""
-        if not self._packed:
-            raise ValueError("no input_shape was given and no input seen yet: there is no plan")
-        return next(iter(self._packed.values()))[0].plan
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend chosen."""
-        return self.plan.backend
-
-    @property
-    def problem(self) -> Problem:
-        """The problem planned."""
-        return self.plan.problem
-
-    def __repr__(self) -> str:
-        return repr(self.plan) if self._packed else f"{self._ndim}-D convolution, not planned yet: no input_shape given"
+    def __call__(self, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        out = np.empty(self._shape, self._dtype)
+        with reused_operands:
+            self._kernel.run(first, self._kernel.pack(second), bias, out)
+        return out

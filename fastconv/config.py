@@ -83,6 +83,7 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
     """
     from .backends import load
     from .backends._activation import apply
+    from .backends._simd import prepare_launch
     from .dispatcher import machine
 
     start = time.perf_counter()
@@ -90,6 +91,9 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
     times = [("machine constants", time.perf_counter() - start)]
     for dtype in dtypes:
         computed = np.dtype(dtype).name
+        start = time.perf_counter()
+        prepare_launch(computed)
+        times.append((f"launch {computed}", time.perf_counter() - start))
         for name, backend in load("cpu").items():
             for pass_name in ("forward", "grad_weight"):
                 start = time.perf_counter()

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, common_dtype
-from ._calls import Convolution, batched, bias_gradient, check_shape, frozen, make_options, run, shape_of
+from ._calls import batched, bias_gradient, check_shape, frozen, make_options, run, shape_of
+from ._planned import Convolution
 from .problem import Problem
 
 __all__ = ["Convolution", "conv1d", "conv1d_backward", "conv1d_grad_input", "conv1d_grad_weight", "conv2d", "conv2d_backward",
@@ -53,8 +54,8 @@ def _make_conv(ndim: int) -> Callable[..., np.ndarray]:
     def conv(x: Any, w: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
              padding_mode: str = "zeros", layout: str = "NCHW", activation: str | None = None, backend: str | None = None,
              accuracy: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
-        return run("forward", ndim, ("x", "w"), x, w, bias, options, backend, out)
+        settings = (stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
+        return run("forward", ndim, ("x", "w"), x, w, bias, settings, backend, out)
 
     return _named(conv, f"conv{ndim}d", ndim, """\
     Convolve (cross-correlate) `x` with `w`.
@@ -102,9 +103,9 @@ def _make_transpose(ndim: int) -> Callable[..., np.ndarray]:
                        dilation: Any = 1, groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW",
                        activation: str | None = None, backend: str | None = None, accuracy: str | None = None,
                        out: np.ndarray | None = None) -> np.ndarray:
-        options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
+        settings = (stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
         w = as_array("w", w)
-        return run("transposed", ndim, ("x", "w"), x, w.conj() if w.dtype.kind == "c" else w, bias, options, backend, out,
+        return run("transposed", ndim, ("x", "w"), x, w.conj() if w.dtype.kind == "c" else w, bias, settings, backend, out,
                     frozen(output_padding, "output_padding"))
 
     return _named(conv_transpose, f"conv_transpose{ndim}d", ndim, """\
@@ -152,9 +153,9 @@ def _make_grad_input(ndim: int) -> Callable[..., np.ndarray]:
     def conv_grad_input(gy: Any, w: Any, input_shape: Sequence[int], *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                         groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW", backend: str | None = None,
                         accuracy: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        options = make_options(stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
+        settings = (stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
         shape = shape_of("input_shape", input_shape)
-        return run("grad_input", ndim, ("gy", "w"), gy, w, None, options, backend, out, (1, *shape) if len(shape) == ndim + 1 else shape)
+        return run("grad_input", ndim, ("gy", "w"), gy, w, None, settings, backend, out, (1, *shape) if len(shape) == ndim + 1 else shape)
 
     return _named(conv_grad_input, f"conv{ndim}d_grad_input", ndim, """\
     Gradient of `conv{n}d` with respect to its input.
@@ -189,8 +190,8 @@ def _make_grad_weight(ndim: int) -> Callable[..., np.ndarray]:
     def conv_grad_weight(gy: Any, x: Any, weight_shape: Sequence[int], *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
                          groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW", backend: str | None = None,
                          accuracy: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        options = make_options(stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
-        return run("grad_weight", ndim, ("x", "gy"), x, gy, None, options, backend, out, shape_of("weight_shape", weight_shape))
+        settings = (stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
+        return run("grad_weight", ndim, ("x", "gy"), x, gy, None, settings, backend, out, shape_of("weight_shape", weight_shape))
 
     return _named(conv_grad_weight, f"conv{ndim}d_grad_weight", ndim, """\
     Gradient of `conv{n}d` with respect to its weights.

@@ -25,8 +25,21 @@ from .lowering import EmptySum, lower
 from .measuring import measure
 from .problem import Options, Problem, computing_dtype
 
-__all__ = ["BackendFallbackWarning", "Candidate", "Choice", "Explanation", "Plan", "backends", "current_choice", "explain", "machine",
-           "plan", "tune", "use_backend"]
+__all__ = [
+    "BackendFallbackWarning",
+    "Candidate",
+    "Choice",
+    "Explanation",
+    "Plan",
+    "asked_backend",
+    "backends",
+    "current_choice",
+    "explain",
+    "machine",
+    "plan",
+    "tune",
+    "use_backend",
+]
 
 PLANS_KEPT = 1024
 
@@ -116,6 +129,11 @@ def current_choice(argument: str | None) -> Choice:
         return asked
     name = os.environ.get("FASTCONV_BACKEND")
     return Choice(check_backend(name, "FASTCONV_BACKEND"), "FASTCONV_BACKEND") if name else AUTO
+
+
+def asked_backend() -> Choice:
+    """The wish of the innermost `use_backend`."""
+    return _asked.get()
 
 
 class use_backend(ContextDecorator):
@@ -229,9 +247,7 @@ class ExactNonFinite:
 
     def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
         spectra, second = packed
-        with np.errstate(all="ignore"):
-            self.kernel.run(first, spectra, bias, out)
-        if not np.isfinite(out).all():
+        if not self.kernel.run(first, spectra, bias, out):
             direct = load(self.problem.device)[self.substitute].build(self.problem)
             direct.run(first, direct.pack(second), bias, out)
 

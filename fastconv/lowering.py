@@ -34,6 +34,7 @@ class EmptySum:
         return None
 
     def run(self, first: np.ndarray, packed: None, bias: np.ndarray | None, out: np.ndarray) -> None:
+        out = out.reshape(self.problem.shapes[2])
         out[...] = 0
         if bias is not None:
             out += bias if self.problem.channels_last else bias[:, None, None, None]
@@ -101,6 +102,7 @@ class BorderAdjointKernel(_Wrapper):
         self.padded = problem.without_border()
 
     def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
+        out = out.reshape(self.problem.shapes[2])
         part = np.empty(self.padded.input_shape, out.dtype)
         self.inner.run(first, packed, None, part)
         start = 1 if self.problem.channels_last else 2

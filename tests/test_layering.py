@@ -30,7 +30,8 @@ ALLOWED = {
     "measuring": {"problem", "wisdom", "lowering"} | HELPERS,
     "explanation": {"problem"} | HELPERS,
     "_calls": {"problem", "wisdom", "dispatcher", "_arrays"} | HELPERS,
-    "conv": {"problem", "dispatcher", "_arrays", "_calls"},
+    "_planned": {"problem", "dispatcher", "_arrays", "_calls"},
+    "conv": {"problem", "dispatcher", "_arrays", "_calls", "_planned"},
     "pool": {"problem", "dispatcher", "_arrays", "_calls"},
 }
 USERS = ("linalg", "signal", "ndimage", "nn", "dask")  # of the public functions

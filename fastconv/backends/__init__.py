@@ -12,8 +12,9 @@ Write `backends/<device>_<name>.py` and end it with
 - `build(problem)` returns a `Kernel`, whose `pack(second)` prepares the pass's second operand (the weights; gy for
   `grad_weight`) and whose `run(first, packed, bias, out)` writes every element of `out`.
 
-Arrays come as `Problem.shapes` says, contiguous, aligned and in the problem's dtype, which is float32, float64, int32 or
-int64; other dtypes, and border modes of gradients, are lowered before (`fastconv.lowering`). Nothing else needs an edit:
+Arrays come contiguous, aligned and in the problem's dtype, which is float32, float64, int32 or int64, with the elements of
+`Problem.shapes` but of any rank (what indexes them reshapes them first);
+other dtypes, and border modes of gradients, are lowered before (`fastconv.lowering`). Nothing else needs an edit:
 the dispatcher, the tests, `fastconv bench` and the asv suite iterate over `load(device)`.
 
 A backend imports `problem`, `_jit`, `_simd` and this package's other underscored helpers, never another backend.
@@ -62,8 +63,8 @@ class Kernel(Protocol):
     def pack(self, second: np.ndarray) -> Any:
         """Prepare the second operand for any number of runs."""
 
-    def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
-        """Compute the problem into `out`."""
+    def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> bool | None:
+        """Compute the problem into `out`; a kernel that does not sum directly returns whether all its sums were finite."""
 
     @property
     def scratch_bytes(self) -> int:

@@ -47,4 +47,5 @@ def activation(name: str, size: int, dtype: str) -> BoundKernel:
 
 def apply(name: str, y: np.ndarray) -> None:
     """Apply an activation to a contiguous array, in place."""
+    y = y.reshape(-1)
     activation(name, y.size, y.dtype.name)(y, y, y, y)

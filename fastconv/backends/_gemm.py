@@ -216,7 +216,7 @@ class PanelPacking:
 
     def __call__(self, source: np.ndarray) -> np.ndarray:
         target = operand(self.size, self.dtype)
-        self.kernel(source, target, target, target)
+        self.kernel(source.reshape(-1), target, target, target)
         return target
 
 
@@ -235,4 +235,4 @@ class PaddedBias:
             return bias
         padded = np.zeros((self.groups, self.per_group), bias.dtype)
         padded[:, :self.columns] = bias.reshape(self.groups, self.columns)
-        return padded
+        return padded.reshape(-1)

@@ -29,21 +29,24 @@ class GradInputByPhases:
         self.kernels = [build_forward(phase.problem) if phase.problem else None for phase in self.phases]
 
     def pack(self, w: np.ndarray) -> list[Any]:
+        w = w.reshape(self.problem.shapes[1])
         return [kernel.pack(phase_weights(self.problem, phase, w)) if kernel else None
                 for phase, kernel in zip(self.phases, self.kernels, strict=True)]
 
-    def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> None:
+    def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> bool:
         if len(self.phases) == 1 and self.kernels[0] is not None:
-            self.kernels[0].run(gy, packed[0], bias, out)
-            return
+            return self.kernels[0].run(gy, packed[0], bias, out) is not False
+        finite = True
+        out = out.reshape(self.problem.input_shape)
         for phase, kernel, weights in zip(self.phases, self.kernels, packed, strict=True):
             target = out[self._index(phase)]
             if kernel is None:
                 target[...] = self._bias_alone(bias)
             elif target.size:
                 part = np.empty(target.shape, out.dtype)
-                kernel.run(gy, weights, bias, part)
+                finite &= kernel.run(gy, weights, bias, part) is not False
                 target[...] = part
+        return finite
 
     @property
     def scratch_bytes(self) -> int:

@@ -324,6 +324,7 @@ class Forward(_Lined):
     def pack(self, w: np.ndarray) -> np.ndarray:
         """(G, Og, taps), the output channels of a full tile interleaved: [tile][tap][row]."""
         p = self.problem
+        w = w.reshape(p.shapes[1])
         matrix = (w.transpose(4, 3, 0, 1, 2) if p.channels_last else w).reshape(p.groups, p.group_out, p.taps)
         whole = p.group_out - p.group_out % LANES_TILE_ROWS
         if whole == 0:
@@ -357,6 +358,7 @@ class GradWeight(_Lined):
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         """Gy with channels first."""
+        gy = gy.reshape(self.problem.shapes[1])
         return np.ascontiguousarray(gy.transpose(0, 4, 1, 2, 3)) if self.problem.channels_last else gy
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
@@ -370,6 +372,7 @@ class GradWeight(_Lined):
             total = parts.sum(axis=0, dtype=p.dtype)
         whole = total.reshape(p.out_channels, p.group_in, self.row)[..., :self.kernel_points]
         whole = whole.reshape(p.out_channels, p.group_in, *p.kernel_size)
+        out = out.reshape(p.shapes[2])
         out[...] = whole.transpose(2, 3, 4, 1, 0) if p.channels_last else whole
 
 

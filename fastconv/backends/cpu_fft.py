@@ -191,18 +191,21 @@ class Forward(_Spectral):
     def pack(self, w: np.ndarray) -> np.ndarray:
         """Conjugate spectra as (F, G, C/G, O/G), or (G, O/G, C/G, F) where a sum over channels is no matrix product."""
         p = self.problem
+        w = w.reshape(p.shapes[1])
         kernels = np.zeros((p.out_channels, p.group_in, *self.extent), p.dtype)
         kernels[_every(p.dilation)] = weights_first(w, p)
         spectra = self.transform(kernels).conj().reshape(p.groups, p.group_out, p.group_in, self.frequencies)
         return spectra if p.group_in == 1 else np.ascontiguousarray(spectra.transpose(3, 0, 2, 1))
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+    @np.errstate(all="ignore")
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
         p = self.problem
-        x, y = channels_first(x, p), channels_first(out, p)
+        x, y = channels_first(x.reshape(p.shapes[0]), p), channels_first(out.reshape(p.shapes[2]), p)
         places = list(itertools.product(range(p.batch), *map(range, self.tiles)))
         for first in range(0, len(places), self.block):
             self._run_block(x, packed, places[first:first + self.block], y)
         finish(y, bias, p)
+        return bool(np.isfinite(out).all())
 
     def _run_block(self, x: np.ndarray, packed: np.ndarray, places: list[tuple[int, ...]], y: np.ndarray) -> None:
         p = self.problem
@@ -246,15 +249,17 @@ class GradWeight(_Spectral):
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         p = self.problem
+        gy = gy.reshape(p.shapes[1])
         stretched = np.zeros((p.batch, p.out_channels, *self.dense), p.dtype)
         stretched[_every(p.stride)] = channels_first(gy, p)
         return self.transform(stretched).conj()
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+    @np.errstate(all="ignore")
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
         p = self.problem
-        padded = take_padded(channels_first(x, p), self.sources, (0, 0, 0), p.padded_size)
+        padded = take_padded(channels_first(x.reshape(p.shapes[0]), p), self.sources, (0, 0, 0), p.padded_size)
         spectra = self.transform(padded).reshape(p.batch, p.groups, p.group_in, self.frequencies)
-        gw = weights_first(out, p)
+        gw = weights_first(out.reshape(p.shapes[2]), p)
         lags = tuple(slice(0, d * (k - 1) + 1, d) for d, k in zip(p.dilation, p.kernel_size, strict=True))
         block = max(1, BLOCK_BYTES // (p.batch * p.group_in * self.frequencies * self.complex.itemsize))
         for first in range(0, p.out_channels, block):
@@ -262,6 +267,7 @@ class GradWeight(_Spectral):
             product = np.einsum("nof,nocf->ocf", packed[:, outputs], spectra[:, outputs // p.group_out])
             index: tuple[Any, ...] = (..., *lags)
             gw[outputs] = self.invert(product)[index]
+        return bool(np.isfinite(out).all())
 
     @property
     def scratch_bytes(self) -> int:

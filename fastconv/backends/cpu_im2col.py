@@ -83,8 +83,8 @@ class Space(NamedTuple):
 def make_space(packed: int, sums: int, points: int, dtype: str, gw_pitches: tuple[int, int] = (0, 0)) -> Space:
     """Scratch of a box of so many packed elements, sums and points; each part starts at a cache line."""
     item = np.dtype(dtype).itemsize
-    parts = [-(-size // 64) * 64 // item for size in (packed * item, sums * item, 4 * points, 8 * points)]
-    return Space(*parts, *gw_pitches)
+    a, b, c, d = (-(-size // 64) * 64 // item for size in (packed * item, sums * item, 4 * points, 8 * points))
+    return Space(a, b, c, d, *gw_pitches)
 
 
 @inlined
@@ -266,11 +266,13 @@ class GradWeight:
         return np.pad(rows, (0, TILE_ROWS), mode="edge"), np.pad(targets, (0, TILE_ROWS), mode="edge"), pitches
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        parts = out if self.shares == 1 else np.empty((self.shares, out.size), out.dtype)
-        self.kernel(x, packed, packed, parts)
-        if self.shares > 1:
-            with np.errstate(invalid="ignore", over="ignore"):
-                np.sum(parts, axis=0, out=out.reshape(-1))
+        if self.shares == 1:
+            self.kernel(x, packed, packed, out)
+            return
+        parts = np.empty((self.shares, out.size), out.dtype)
+        self.kernel(x.reshape(-1), packed, packed, parts.reshape(-1))
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.sum(parts, axis=0, out=out.reshape(-1))
 
 
 # -- the backend ----------------------------------------------------------------------------------------------------------

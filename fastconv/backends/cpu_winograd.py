@@ -37,14 +37,19 @@ from ._simd import (
     TILE_ROWS,
     advance,
     as_int32,
+    fma,
     get,
     lane_count,
     lanes_of,
+    load,
     next_task,
     parallel_kernel,
     put,
+    raise_flag,
     thawed,
+    total,
     transpose_block,
+    zero,
     zero_element,
 )
 
@@ -182,8 +187,13 @@ def transform_box(g, transform, packed, down, across, v, tiles):
 
 @outlined
 def store_tiles(g, transform, sums, width, bias, first, count, down, across, start, end, rows, ramp, y, channels, epilogue):
-    """Transform a plane of products back and write its output rows; `first` is the plane's first tile in `sums`."""
+    """Transform a plane of products back and write its output rows; `first` is the plane's first tile in `sums`.
+
+    Returns whether all results are finite.
+    """
     lanes = lanes_of(sums)
+    nothing = zero(sums)
+    check = nothing
     pitch = across * g.tile_w * g.dilation_w * width
     tile = first
     for i in range(down):
@@ -198,8 +208,12 @@ def store_tiles(g, transform, sums, width, bias, first, count, down, across, sta
             for k in range(g.tile_h):
                 h = start[2] + (i * g.tile_h + k) * g.dilation_h + f
                 if h < end[2]:
+                    for point in range(0, (end[3] - start[3]) * width, width):
+                        for c in range(0, channels, lanes):
+                            check = fma(load(rows, k * pitch + point + c), nothing, check)
                     store_points(advance(rows, k * pitch), width, end[3] - start[3], advance(y, h * g.out_w * g.y_point), ramp,
                                  g.y_channel, channels, epilogue)
+    return total(check) == zero_element(sums)
 
 
 @parallel_kernel
@@ -253,8 +267,9 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
                                          advance(sums, product * g.m_product + row * width), channels)
             for d in range(end[1] - start[1]):
                 to = advance(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
-                store_tiles(g, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count, count, down,
-                            across, start, end, rows, ramp, to, channels, epilogue)
+                if not store_tiles(g, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count, count,
+                                   down, across, start, end, rows, ramp, to, channels, epilogue):
+                    raise_flag(counters)
 
 
 @parallel_kernel
@@ -423,8 +438,8 @@ class Forward:
         self.transform(panels, panels, panels, u)
         return u
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel(x, packed, self.bias(bias), out)
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
+        return not self.kernel(x, packed, self.bias(bias), out)
 
 
 def _odd_lines(count: int, lanes: int) -> int:

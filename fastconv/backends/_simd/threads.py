@@ -29,8 +29,20 @@ from .vector import I64, emit_call
 MOST_THREADS = 1024  # of one region
 LINE = 64  # bytes: a cache line, and the widest vector
 HEADER_WORDS = 4  # of a bound kernel's memory: its address, a thread's bytes of scratch, bytes of counters, unused
+RANKS = (1, 2, 3, 4, 5)  # of the arrays that x and y may be
 LARGEST_CONSTANTS = 1 << 14  # bytes
 BYTE_POINTER = ir.IntType(8).as_pointer()
+
+
+@intrinsic
+def raise_flag(typingctx, counters):
+    """Let the run's call return True."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(I64(1), builder.gep(args[0], [I64(-LINE // 8)]))
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.int64)), codegen
 
 
 @intrinsic
@@ -133,7 +145,7 @@ def _run_type() -> ir.LiteralStructType:
 def in_threads(typingctx, x, w, bias, y, bound, scratch, threads):
     """Call a bound kernel for thread in range(threads) on Numba's pool, or on the caller's thread alone if threads == 1.
 
-    The kernel must not raise. The pool must have been started.
+    Returns whether a thread has raised the flag. The kernel must not raise exceptions. The pool must have been started.
     """
     operands = (x, w, bias, y)
 
@@ -164,9 +176,9 @@ def in_threads(typingctx, x, w, bias, y, bound, scratch, threads):
                     builder.call(parallel_for, [*pointers, I64(0), I64(1), threads])
 
                 _call_entry(builder, on_pool, entry, numbers, threads, data)
-        return context.get_dummy_value()
+        return builder.load(builder.bitcast(memory, I64.as_pointer()))
 
-    return types.void(*operands, types.int64, types.int64, types.int64), codegen
+    return types.int64(*operands, types.int64, types.int64, types.int64), codegen
 
 
 def _call_entry(builder, call, entry, numbers, count, data):
@@ -189,10 +201,11 @@ def _thread_entry(context, module):
     header, *operands, memory, threads = (builder.extract_value(run, i) for i in range(len(_run_type().elements)))
     address, pitch, counters = (builder.load(builder.gep(header, [I64(i)])) for i in range(3))
     constants = builder.bitcast(builder.gep(header, [I64(HEADER_WORDS)]), BYTE_POINTER)
+    first_counter = builder.gep(memory, [I64(LINE)])  # behind the line of the flag
     with cgutils.for_range(builder, builder.load(count)) as loop:
         thread = builder.load(builder.gep(numbers, [loop.index]))
         scratch = builder.gep(memory, [builder.add(counters, builder.mul(thread, pitch))])
-        emit_call(context, builder, address, ENTRY_TYPES, [*operands, constants, scratch, memory, thread, threads])
+        emit_call(context, builder, address, ENTRY_TYPES, [*operands, constants, scratch, first_counter, thread, threads])
     builder.ret_void()
     return function
 
@@ -200,16 +213,30 @@ def _thread_entry(context, module):
 @cached
 def launch(x, w, bias, y, bound, scratch, threads):
     """Run a bound kernel, given by the address of its memory; compiled once for the ranks and dtypes of the operands."""
-    in_threads(x, w, bias, y, bound, scratch, threads)
+    return in_threads(x, w, bias, y, bound, scratch, threads)
+
+
+def prepare_launch(dtype: Any) -> None:
+    """Compile `launch` for operands of a dtype: x and y may have any rank, the same, w and bias are flat."""
+    threading_layer()
+    element = from_dtype(np.dtype(dtype))
+    flat = types.Array(element, 1, "C")
+    for rank in RANKS:
+        image = types.Array(element, rank, "C")
+        launch.compile((image, flat, flat, image, int64, int64, int64))
 
 
 class BoundKernel:
-    """A kernel with its constants: `kernel(x, w, bias, y)` runs it on contiguous arrays."""
+    """A kernel with its constants: `kernel(x, w, bias, y)` runs it on contiguous arrays.
+
+    Only their memory counts; each combination of ranks costs a compilation of `launch`, so x and y should have the same
+    rank, and w and bias be flat (`prepare_launch`).
+    """
 
     def __init__(self, address: int, constants: tuple[Any, ...], scratch_bytes: int, counters: int, parallel: bool):
         self._constants = constants  # keeps alive the arrays that the memory points to
         self._pitch = _whole_lines(scratch_bytes)
-        self._counter_bytes = _whole_lines(8 * counters)
+        self._counter_bytes = LINE + _whole_lines(8 * counters)
         memory = np.zeros(LARGEST_CONSTANTS, np.int64)
         size = freeze(constants, memory[HEADER_WORDS:])
         self._memory = memory[:HEADER_WORDS - (-size // 8)].copy()
@@ -218,14 +245,14 @@ class BoundKernel:
         self._parallel = parallel
         self._alone = self._counter_bytes + self._pitch
 
-    def __call__(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+    def __call__(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> int:
+        """Run it; 1 if a thread has raised the flag, else 0."""
         if self._parallel:
             with parallel_region() as threads:
                 _held, address = arena(self._counter_bytes + threads * self._pitch)
-                launch(x, w, bias, y, self._bound, address, threads)
-        else:
-            _held, address = arena(self._alone)
-            launch(x, w, bias, y, self._bound, address, 1)
+                return launch(x, w, bias, y, self._bound, address, threads)
+        _held, address = arena(self._alone)
+        return launch(x, w, bias, y, self._bound, address, 1)
 
     def scratch_bytes(self, threads: int) -> int:
         """Scratch memory of a run with that many threads."""

@@ -352,6 +352,12 @@ def zero(typingctx, p):
 
 
 @intrinsic
+def total(typingctx, value):
+    """The sum of the lanes."""
+    return value.dtype(value), lambda context, builder, signature, args: emit_sum(builder, value, args[0])
+
+
+@intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c."""
     return a(a, a, a), lambda context, builder, signature, args: emit_fma(builder, a, *args)
