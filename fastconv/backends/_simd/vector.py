@@ -263,17 +263,23 @@ def misalignment(typingctx, p):
     return types.intp(p), codegen
 
 
-@intrinsic
-def prefetch_write(typingctx, p, offset):
-    """Bring the cache line at `offset` near, to be written."""
+def _prefetch(writing: bool):
+    @intrinsic
+    def prefetch(typingctx, p, offset):
+        def codegen(context, builder, signature, args):
+            byte = ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            address = builder.bitcast(builder.gep(args[0], [args[1]]), byte)
+            builder.call(function, [address, I32(int(writing)), I32(3), I32(1)])
+            return context.get_dummy_value()
 
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0")
-        builder.call(function, [builder.bitcast(builder.gep(args[0], [args[1]]), byte), I32(1), I32(3), I32(1)])
-        return context.get_dummy_value()
+        return types.void(p, types.intp), codegen
 
-    return types.void(p, types.intp), codegen
+    return prefetch
+
+
+prefetch_read, prefetch_write = _prefetch(False), _prefetch(True)  # bring the cache line at p + offset near
 
 
 # -- vectors --------------------------------------------------------------------------------------------------------------
