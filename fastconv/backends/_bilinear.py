@@ -176,14 +176,14 @@ def _opposite(a: np.ndarray, b: np.ndarray) -> bool:
     return bool((same & (a != 0)).any() and (~same).any())
 
 
-INPUT, OUTPUT, WEIGHTS = 0, 1, 2
+INPUT, OUTPUT, WEIGHTS, OUTPUT_GRADIENT, WEIGHT_GRADIENT = range(5)  # BT, AT, G, and for the weights' gradient A, GT
 
 
 def _matrices(kind: int, *axes: tuple[int, int, int]) -> list[np.ndarray]:
     """The matrix of each axis, its tiny coefficients cleaned."""
     found = []
     for axis in (axis_algorithm(*numbers) for numbers in axes):
-        matrix = (axis.BT, axis.AT, axis.G)[kind].copy()
+        matrix = (axis.BT, axis.AT, axis.G, axis.AT.T, axis.G.T)[kind].copy()
         matrix[np.abs(matrix) < 1e-12] = 0
         ones = np.isclose(np.abs(matrix), 1, atol=1e-12)
         matrix[ones] = np.sign(matrix[ones])

@@ -16,7 +16,7 @@ class _Buffers(threading.local):
     def __init__(self) -> None:
         self.size = 0
         self.arena: tuple[np.ndarray, int] = (np.empty(0, np.uint8), 0)
-        self.operands: dict[int, np.ndarray] = {}
+        self.held: dict[str | int, np.ndarray] = {}
         self.reused: int | None = None  # packed operands of this call so far, None where they are to be kept
 
 
@@ -38,6 +38,21 @@ def arena(size: int) -> tuple[np.ndarray, int]:
     if size <= KEEP_BYTES:
         _buffers.size, _buffers.arena = len(made[0]), made
     return made
+
+
+def shared(role: str, count: int, dtype: npt.DTypeLike) -> np.ndarray:
+    """An uninitialised array that all threads of a run work on, this thread's own until it asks for `role` again."""
+    dtype = np.dtype(dtype)
+    return _held(role, count * dtype.itemsize).view(dtype)
+
+
+def _held(name: str | int, size: int) -> np.ndarray:
+    held = _buffers.held.get(name)
+    if held is None or held.nbytes < size:
+        held = _aligned(size)[0]
+        if size <= KEEP_BYTES:
+            _buffers.held[name] = held
+    return held[:size]
 
 
 class ReusedOperands:
@@ -65,9 +80,4 @@ def operand(count: int, dtype: npt.DTypeLike) -> np.ndarray:
         return _aligned(size)[0].view(dtype)
     number = _buffers.reused
     _buffers.reused += 1
-    held = _buffers.operands.get(number)
-    if held is None or held.nbytes < size:
-        held = _aligned(size)[0]
-        if size <= KEEP_BYTES:
-            _buffers.operands[number] = held
-    return held[:size].view(dtype)
+    return _held(number, size).view(dtype)

@@ -1,0 +1,152 @@
+"""Which minimal-filtering algorithm a convolution gets: the algorithms there are, and their predicted times.
+
+An algorithm is one axis of `_bilinear` down and one across. A strided convolution has two kinds of them:
+
+    polyphase   the axis algorithm is the sum of those of the stride's phases
+    folded      space to depth: the s_h s_w phases of the image become channels, ceil(k / s) taps and stride 1 remain;
+                where channels are few (a first layer's three become 12 or 48) this fills the lanes
+
+Source: Lavin and Gray (2016), section 4; folding: Vaidyanathan, "Multirate Systems and Filter Banks" (1993), section 4.3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+from ..problem import Problem
+from . import Machine
+from ._bilinear import Axis, axis_algorithm
+from ._simd import TILE_ROWS, lane_count
+
+# Outputs per tile of the algorithms there are, by (taps, stride): both axes alike, or one axis of a line of taps.
+SQUARES = {(2, 1): (4, 2), (3, 1): (4, 2), (4, 1): (4, 2), (5, 1): (4, 2), (7, 1): (2,), (3, 2): (4, 2), (5, 2): (2,)}
+LINES = {(2, 1): 4, (3, 1): 4, (5, 1): 4, (7, 1): 4}
+MIXED = {(2, 3): 4, (3, 2): 4}  # taps of the two axes: phases of a strided 5x5
+SMALLEST_CHANNELS = 8  # of a group, in and out: fewer leave lanes of the transforms and the product empty
+TRANSFORMED_BYTES = 512 * 1024  # of V: half a 1 MiB L2 (benchmarks/bench_conv.py, 3x3 layers)
+FEWEST_TILES, MOST_TILES = 2 * TILE_ROWS, 16 * TILE_ROWS  # of a box, where there are so many
+
+SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
+PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register tile costs (bench_conv.py, 3x3 layers)
+EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers)
+TRANSFORM_PASSES = 4  # times a transformed element's bytes pass the second-level cache (bench_conv.py, 3x3_64@56)
+WEIGHT_READS = 3  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
+PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
+CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
+
+
+class Algorithm(NamedTuple):
+    """One axis down, one across, and by how much the image is folded before."""
+
+    high: Axis
+    wide: Axis
+    fold_h: int = 1
+    fold_w: int = 1
+
+    @property
+    def products(self) -> int:
+        """Multiplications of a tile."""
+        return self.high.products * self.wide.products
+
+    @property
+    def keys(self) -> list[tuple[int, int, int]]:
+        """What the transforms are known by."""
+        return [(axis.outputs, axis.taps, axis.stride) for axis in (self.high, self.wide)]
+
+    def channels(self, problem: Problem) -> int:
+        """Channels of a group of the folded image."""
+        return problem.group_in * self.fold_h * self.fold_w
+
+    def tiles(self, problem: Problem) -> tuple[int, int]:
+        """Tiles down and across an image, without the factors of the dilation."""
+        (_, height, width), (_, dh, dw) = problem.output_size, problem.dilation
+        return -(-height // (self.high.outputs * dh)), -(-width // (self.wide.outputs * dw))
+
+
+def _pairs(high: tuple[int, int], wide: tuple[int, int]) -> list[tuple[Axis, Axis]]:
+    """The pairs of axis algorithms for (taps, stride) down and across."""
+    if high == wide:
+        return [(axis_algorithm(m, *high),) * 2 for m in SQUARES.get(high, ())]
+    if wide == (1, 1) and high in LINES:
+        return [(axis_algorithm(LINES[high], *high), axis_algorithm(4, 1))]
+    if high == (1, 1) and wide in LINES:
+        return [(axis_algorithm(4, 1), axis_algorithm(LINES[wide], *wide))]
+    taps = (high[0], wide[0])
+    if high[1] == wide[1] == 1 and taps in MIXED:
+        return [(axis_algorithm(MIXED[taps], high[0]), axis_algorithm(MIXED[taps], wide[0]))]
+    return []
+
+
+def algorithms(problem: Problem) -> list[Algorithm]:
+    """The algorithms for a convolution, none where there are none."""
+    p = problem
+    (_, kh, kw), (_, sh, sw), (_, dh, dw) = p.kernel_size, p.stride, p.dilation
+    found = [Algorithm(*pair) for pair in _pairs((kh, sh), (kw, sw))]
+    if (sh > 1 or sw > 1) and (sh == 1 or dh == 1) and (sw == 1 or dw == 1):
+        found += [Algorithm(*pair, sh, sw) for pair in _pairs((-(-kh // sh), 1), (-(-kw // sw), 1))]
+    return [a for a in found if min(a.channels(p), p.group_out) >= SMALLEST_CHANNELS]
+
+
+def transforms() -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]:
+    """The keys of every algorithm, for compiling ahead."""
+    squares = [((taps, stride), (taps, stride)) for taps, stride in SQUARES]
+    lines = [(line, (1, 1)) for line in LINES] + [((1, 1), line) for line in LINES]
+    mixed = [((high, 1), (wide, 1)) for high, wide in MIXED]
+    pairs = itertools.chain.from_iterable(_pairs(*axes) for axes in squares + lines + mixed)
+    return [(high, wide) for high, wide in (Algorithm(*pair).keys for pair in pairs)]
+
+
+def tiles_of_a_box(problem: Problem, algorithm: Algorithm) -> int:
+    """Tiles that a box aims at: their transforms within half a second-level cache."""
+    lines = vectors_of(algorithm.channels(problem), problem.dtype)
+    fitting = TRANSFORMED_BYTES // (algorithm.products * lines * problem.itemsize * problem.kernel_size[0])
+    return min(MOST_TILES, max(FEWEST_TILES, fitting))
+
+
+def vectors_of(count: int, dtype: str) -> int:
+    """`count` rounded up to whole vectors."""
+    lanes = lane_count(dtype)
+    return -(-count // lanes) * lanes
+
+
+def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
+    """Time of the products, of both transforms, and of reading the weights once a box."""
+    p = problem
+    channels, depth = algorithm.channels(p), p.kernel_size[0]
+    lines, columns = vectors_of(channels, p.dtype), vectors_of(p.group_out, p.dtype)
+    out_d = p.output_size[0]
+    tiles = p.batch * p.groups * math.prod(algorithm.tiles(p)) * p.dilation[1] * p.dilation[2]
+    products = algorithm.products
+    multiply = 2 * tiles * out_d * products * columns * (channels * depth + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
+    depths = out_d * p.stride[0] + p.dilation[0] * (depth - 1)
+    transformed = tiles * products * (depths * lines + out_d * columns) * p.itemsize
+    boxes = max(1, tiles * out_d / (p.groups * tiles_of_a_box(p, algorithm)))
+    weights = boxes * products * columns * p.groups * channels * depth * p.itemsize
+    moved = (transformed * TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth + weights / (WEIGHT_READS * machine.bandwidth)
+    threads = machine.threads if p.flops > SERIAL_FLOPS else 1
+    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
+
+
+def gradient_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
+    """Time of the weight gradient: both transforms, the products, and the transform of their sums."""
+    p = problem
+    channels = algorithm.channels(p)
+    lines, columns = vectors_of(channels, p.dtype), vectors_of(p.group_out, p.dtype)
+    out_d, depth = p.output_size[0], p.kernel_size[0]
+    tiles = p.batch * math.prod(algorithm.tiles(p)) * p.dilation[1] * p.dilation[2]
+    depths = (out_d - 1) * p.stride[0] + p.dilation[0] * (depth - 1) + 1
+    sums = p.groups * depth * algorithm.products * channels * columns
+    multiply = 2 * sums * (tiles * out_d + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
+    transformed = p.groups * tiles * algorithm.products * (depths * lines + out_d * columns)
+    moved = p.itemsize * TRANSFORM_PASSES * (transformed + sums) / machine.cache_bandwidth
+    threads = machine.threads if p.flops > SERIAL_FLOPS else 1
+    return 3 * (CALL_SECONDS + machine.region_seconds) + (multiply + moved) / threads
+
+
+def best_algorithm(problem: Problem, machine: Machine) -> tuple[float, Algorithm]:
+    """The fastest algorithm as predicted, and its time."""
+    seconds = gradient_seconds if problem.pass_name == "grad_weight" else forward_seconds
+    found = [(seconds(problem, algorithm, machine), algorithm) for algorithm in algorithms(problem)]
+    return min(found, key=lambda item: item[0])
