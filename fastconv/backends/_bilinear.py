@@ -10,7 +10,7 @@ turns (MH, MW) into straight-line vector code for out = MH in MW^T, with the eve
 compiled once per algorithm and called through its address, so that one driver serves all of them.
 
 The points were found by search for the least float32 error on random data: with 0, +-1/sqrt(2), +-sqrt(2) F(4, 3) errs by
-1.4e-6 of the result's scale, with the usual 0, +-1, +-2 by 6.7e-6.
+1.4e-6 of the result's scale, with the usual 0, +-1, +-2 by 6.7e-6; +-0.4, +-1.2 (no zero) err a third of 0, +-1, 2.
 
 Source: Winograd, "Arithmetic Complexity of Computations" (1980), chapter IV; Lavin and Gray, "Fast algorithms for
 convolutional neural networks" (2016), section 4; choice of points: Barabasz et al., "Error analysis and improving the
@@ -32,8 +32,9 @@ from ._simd.vector import I64, emit_call, emit_fma, emit_load, emit_scale, emit_
 ROOT = 2**0.5
 # number of finite points -> points; the remaining one is infinity
 POINTS: dict[int, tuple[float, ...]] = {
-    1: (0,), 2: (0, 1), 3: (0, 1, -1), 4: (0, 1, -1, 2), 5: (0, 1 / ROOT, -1 / ROOT, ROOT, -ROOT), 6: (0, 0.5, -0.5, 1.1, -1.1, 2.2),
-    7: (0, 0.6, -0.6, 1, -1, 2, -2), 8: (0, 0.5, -0.5, 0.8, -0.8, ROOT, -ROOT, 2.2), 9: (0, 0.4, -0.4, 0.9, -0.9, 1.1, -1.1, 1.8, -1.8)}
+    1: (0,), 2: (0, 1), 3: (0, 1, -1), 4: (0.4, -0.4, 1.2, -1.2), 5: (0, 1 / ROOT, -1 / ROOT, ROOT, -ROOT),
+    6: (0, 0.5, -0.5, 1.1, -1.1, 2.2), 7: (0, 0.5, -0.5, 1.1, -1.1, 1.8, -1.8), 8: (0, 0.5, -0.5, 0.8, -0.8, ROOT, -ROOT, 2.2),
+    9: (0, 0.4, -0.4, 0.9, -0.9, 1.1, -1.1, 1.8, -1.8)}
 
 
 class Axis(NamedTuple):

@@ -42,7 +42,7 @@ from ._simd import (
 from ._winograd_choice import SERIAL_FLOPS, best_algorithm, vectors_of
 from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, transform_tiles
 
-CHUNK_BYTES = 24 * 1024 * 1024  # of transforms of x and gy: most of a last-level cache (bench_conv.py, grad_weight)
+CHUNK_BYTES = 8 * 1024 * 1024  # of transforms of x and gy: a quarter of a 32 MiB last-level cache (bench_conv.py, grad_weight)
 SUMS_BYTES = 256 * 1024  # of a task's sums: a quarter of a 1 MiB L2 (bench_conv.py, grad_weight)
 PACKED_BYTES = 128 * 1024  # of a task's packed rows (bench_conv.py, grad_weight)
 TASKS_PER_THREAD = 4
@@ -65,7 +65,6 @@ class Strips(NamedTuple):
     plane: int  # pitches
     strip: int
     group: int
-    packed: int  # elements
 
 
 @parallel_kernel
@@ -89,7 +88,7 @@ def winograd_transform(x, unused, chunk, v, constants, scratch, counters, thread
         row = block * p.down
         strip = first + image * rows + row
         start = (strip // p.tiles_down, depth, strip % p.tiles_down * t.tile_h * t.dilation_h * s.stride_h, 0)
-        pack_tiles(s, x, zero_element(x), borders, start, group, advance(scratch, p.packed), scratch)
+        pack_tiles(s, x, zero_element(x), borders, start, group, scratch)
         to = advance(v, group * p.group + (image * rows + row) * p.strip + depth * p.plane)
         transform_tiles(s, t, scratch, min(p.down, rows - row), p.across, p.plane, p.strip, to)
 
@@ -233,10 +232,8 @@ class GradWeight:
         return max(1, min(self.strips, self.tiles_down, PACKED_BYTES // max(1, row_bytes), fair))
 
     def _bind(self, s: Source, t: Tiling, strips: Strips, borders: tuple[np.ndarray, ...]) -> tuple[BoundKernel, Strips]:
-        packed = -(-s.size // 16) * 16
-        strips = strips._replace(packed=packed)
-        return winograd_transform.bind(self.problem.dtype, (strips, s, t, borders), scratch=packed + s.folded,
-                                       parallel=self.problem.flops > SERIAL_FLOPS), strips
+        p = self.problem
+        return winograd_transform.bind(p.dtype, (strips, s, t, borders), scratch=s.size, parallel=p.flops > SERIAL_FLOPS), strips
 
     def _bind_input(self) -> tuple[BoundKernel, Strips]:
         p, a = self.problem, self.algorithm
@@ -248,9 +245,9 @@ class GradWeight:
         s = input_source(p, a, (1, *input_spans(p, a, down, self.across)), 1)
         plane = self._strip_tiles * lines
         product = odd_lines(self.strips * depths * plane, lanes)
-        t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, *p.dilation[1:], a.wide.products,
-                   product, lines, lines, 0)
-        strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, a.products * product, 0)
+        t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, p.dilation[1], p.dilation[2],
+                   a.wide.products, product, lines, lines, 0)
+        strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, a.products * product)
         return self._bind(s, t, strips, input_borders(p, s))
 
     def _bind_gradient(self) -> tuple[BoundKernel, Strips]:
@@ -271,7 +268,7 @@ class GradWeight:
         borders = tuple(np.pad(np.arange(size), (0, margin), constant_values=-1)
                         for size, margin in ((depths, 0), (out_h, s.span_h), (out_w, s.span_w)))
         group = lines // width * a.products * product
-        strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, group, 0)
+        strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, group)
         return self._bind(s, t, strips, borders)
 
     def _bind_products(self, v: Strips, z: Strips) -> tuple[BoundKernel, int]:
@@ -290,7 +287,8 @@ class GradWeight:
         finished = (block + 1) * height * wide * width
         _, outputs = self._depths()
         numbers = Products(
-            p.groups, p.group_out, p.group_in, block, width, a.fold_h, a.fold_w, *p.kernel_size, height, wide, a.products, a.wide.products,
+            p.groups, p.group_out, p.group_in, block, width, a.fold_h, a.fold_w, kernel_d, kernel_h, kernel_w, height, wide,
+            a.products, a.wide.products,
             transform_address(WEIGHT_GRADIENT, *a.keys, p.dtype), outputs * self._strip_tiles, v.group // a.products, v.group,
             p.dilation[0] * v.plane, z.group // (panels * a.products), z.group // panels, z.group, m_product, *gw,
             not last and kernel_d == 1 and (height, wide) == (kernel_h, kernel_w))

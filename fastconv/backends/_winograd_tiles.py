@@ -11,12 +11,10 @@ import numpy as np
 
 from ..problem import Problem
 from ._bilinear import call_transform
-from ._boxes import copy_run, fill_run, pack_line, strides_of
-from ._jit import outlined
+from ._boxes import copy_run, fill_run, strides_of
+from ._jit import inlined, outlined
 from ._simd import advance, get, lanes_of, put, transpose_block
 from ._winograd_choice import Algorithm, vectors_of
-
-FOLDED_MARGIN = 64  # elements behind a folded row, which whole vectors may write
 
 
 class Source(NamedTuple):
@@ -44,11 +42,6 @@ class Source(NamedTuple):
     def size(self) -> int:
         """Elements of a packed box."""
         return self.span_d * self.span_h * self.span_w * self.lines
-
-    @property
-    def folded(self) -> int:
-        """Elements of the rows on their way from folded channels to lines."""
-        return self.lines * (self.span_w + FOLDED_MARGIN) if self.fold_h * self.fold_w > 1 else 0
 
 
 class Tiling(NamedTuple):
@@ -93,10 +86,10 @@ def input_borders(problem: Problem, source: Source) -> tuple[np.ndarray, ...]:
 
 
 @outlined
-def pack_tiles(s, x, zero, borders, start, group, buffer, target):
+def pack_tiles(s, x, zero, borders, start, group, target):
     """Copy a box of one group's padded channels, folded if need be; `start` is (image, depth, row, column) of the folded image."""
     if s.fold_h * s.fold_w > 1:
-        pack_folded(s, x, zero, borders, start, group, buffer, target)
+        pack_folded(s, x, zero, borders, start, group, target)
     else:
         pack_channels_last(s, x, zero, borders, start, group, target)
 
@@ -137,33 +130,52 @@ def pack_channels_last(s, x, zero, borders, start, group, target):
                                         min(lanes, right - p), advance(to, (p - first) * s.lines + c), s.lines, lanes)
 
 
+@inlined
+def copy_phases(target, source, count):
+    """target[:count] = source[:count] for the few phases of a stride; two and four are one move each."""
+    if count == 4:
+        a, b, c, d = get(source, 0), get(source, 1), get(source, 2), get(source, 3)
+        put(target, 0, a)
+        put(target, 1, b)
+        put(target, 2, c)
+        put(target, 3, d)
+    elif count == 2:
+        a, b = get(source, 0), get(source, 1)
+        put(target, 0, a)
+        put(target, 1, b)
+    else:
+        for j in range(count):
+            put(target, j, get(source, j))
+
+
 @outlined
-def pack_folded(s, x, zero, borders, start, group, buffer, target):
-    """The same from space to depth: line (c fold_h + i) fold_w + j holds the positions of phase (i, j) of channel c."""
+def pack_folded(s, x, zero, borders, start, group, target):
+    """The same from space to depth: line (c fold_h + i) fold_w + j holds the positions of phase (i, j) of channel c.
+
+    The phases along a row lie side by side in the image and in the box.
+    """
     depths, rows, columns = borders
-    lanes = lanes_of(x)
     image, first_d, first_h, first_w = start
-    pitch = s.span_w + FOLDED_MARGIN
-    first, last = first_w * s.fold_w, (first_w + s.span_w) * s.fold_w
-    folded = s.channels * s.fold_h * s.fold_w
     for d in range(s.span_d):
         source_d = depths[first_d + d]
         for h in range(s.span_h):
-            line = 0
+            to = advance(target, (d * s.span_h + h) * s.span_w * s.lines)
+            fill_run(to, s.span_w * s.lines, zero)
             for c in range(s.channels):
                 for i in range(s.fold_h):
                     source_h = rows[(first_h + h) * s.fold_h + i]
-                    at = advance(x, image * s.image + (group * s.channels + c) * s.channel + max(source_d, 0) * s.depth
-                                 + max(source_h, 0) * s.row)
-                    for j in range(s.fold_w):
-                        pack_line(advance(buffer, line * pitch), at, columns, first + j, last, s.fold_w, s.low_w, s.in_w, s.column,
-                                  source_d >= 0 and source_h >= 0, zero)
-                        line += 1
-            to = advance(target, (d * s.span_h + h) * s.span_w * s.lines)
-            for c in range(0, s.lines, lanes):
-                for p in range(0, s.span_w, lanes):
-                    transpose_block(advance(buffer, c * pitch + p), pitch, min(lanes, folded - c), min(lanes, s.span_w - p),
-                                    advance(to, p * s.lines + c), s.lines, lanes)
+                    if source_d < 0 or source_h < 0:
+                        continue
+                    at = advance(x, image * s.image + (group * s.channels + c) * s.channel + source_d * s.depth + source_h * s.row)
+                    line = advance(to, (c * s.fold_h + i) * s.fold_w)
+                    for p in range(s.span_w):
+                        position = (first_w + p) * s.fold_w
+                        if s.column == 1 and position >= s.low_w and position + s.fold_w <= s.low_w + s.in_w:
+                            copy_phases(advance(line, p * s.lines), advance(at, position - s.low_w), s.fold_w)
+                        else:
+                            for j in range(s.fold_w):
+                                if columns[position + j] >= 0:
+                                    put(line, p * s.lines + j, get(at, columns[position + j] * s.column))
 
 
 @outlined

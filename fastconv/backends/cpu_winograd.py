@@ -184,7 +184,7 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
                 corner = (start[0], start[1] * s.stride_d, start[2] * s.stride_h, start[3] * s.stride_w)
                 row_tiles = t.dilation_h * across * t.dilation_w
                 count = down * row_tiles
-                pack_tiles(s, x, zero_element(x), borders, corner, group, v, scratch)
+                pack_tiles(s, x, zero_element(x), borders, corner, group, scratch)
                 transform_tiles(s, t, scratch, down, across, count * s.lines, row_tiles * s.lines, v)
                 tile_table(g, s, t, count, tiles)
                 current = box
@@ -314,7 +314,7 @@ class Forward:
     def _space(self, g: Geometry, s: Source, t: Tiling) -> Space:
         products = self.algorithm.products
         tiles = g.box_d * g.down * t.dilation_h * g.across * t.dilation_w
-        counts = (s.size, max(products * t.product, s.folded), products * g.m_product, t.tile_h * g.box_w * self.width, tiles + TILE_ROWS)
+        counts = (s.size, products * t.product, products * g.m_product, t.tile_h * g.box_w * self.width, tiles + TILE_ROWS)
         return Space(*(-(-count // 16) * 16 + 16 for count in counts))
 
     def _plan_weights(self, u_product: int) -> None:
@@ -322,9 +322,10 @@ class Forward:
         panels = p.groups * -(-p.group_out // self.width)
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
         self.panels = PanelPacking(Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), self.width, p.dtype)
-        taps = WeightTaps(transform_address(WEIGHTS, *a.keys, p.dtype), panels, p.group_in, *p.kernel_size, a.fold_h, a.fold_w,
-                          a.high.taps * a.fold_h, a.wide.taps * a.fold_w, a.products, a.wide.products, self.width, u_product,
-                          p.channels_last)
+        kernel_d, kernel_h, kernel_w = p.kernel_size
+        taps = WeightTaps(
+            transform_address(WEIGHTS, *a.keys, p.dtype), panels, p.group_in, kernel_d, kernel_h, kernel_w, a.fold_h, a.fold_w,
+            a.high.taps * a.fold_h, a.wide.taps * a.fold_w, a.products, a.wide.products, self.width, u_product, p.channels_last)
         self.transform = winograd_weights.bind(p.dtype, (taps,), scratch=taps.height * taps.width * lane_count(p.dtype))
         self.transformed = panels * a.products * u_product
 

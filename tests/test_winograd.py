@@ -1,0 +1,113 @@
+"""Every minimal-filtering algorithm by itself: its matrices are exact, and its float32 error keeps within what is promised."""
+
+import itertools
+
+import numpy as np
+import pytest
+from helpers import poisoned
+
+from fastconv.backends import _winograd_choice, _winograd_gradient, cpu_im2col, cpu_winograd
+from fastconv.backends._bilinear import axis_algorithm
+from fastconv.problem import Options, Problem
+
+AXES = sorted(
+    {(m, *key) for key, outputs in _winograd_choice.SQUARES.items() for m in outputs}
+    | {(m, *key) for key, m in _winograd_choice.LINES.items()}
+)
+SMALL_TILES, LARGE_TILES = 4e-6, 1e-5  # error of the result's scale: two outputs a tile, and more
+SHAPES = {  # (kernel, stride, dilation, channels), one of each kind of algorithm
+    "2x2": ((2, 2), 1, 1, 16),
+    "3x3": ((3, 3), 1, 1, 16),
+    "3x3 dilated": ((3, 3), 1, 2, 9),
+    "4x4": ((4, 4), 1, 1, 16),
+    "5x5": ((5, 5), 1, 1, 17),
+    "7x7": ((7, 7), 1, 1, 8),
+    "1x7": ((1, 7), 1, 1, 16),
+    "5x1": ((5, 1), 1, 1, 16),
+    "2x3": ((2, 3), 1, 1, 16),
+    "3x3 stride 2": ((3, 3), 2, 1, 16),
+    "5x5 stride 2": ((5, 5), 2, 1, 12),
+    "7x7 stride 2": ((7, 7), 2, 1, 3),
+    "11x11 stride 4": ((11, 11), 4, 1, 3),
+}
+
+
+def problem_of(shape, pass_name, dtype="float32", layout="NCHW"):
+    """Two odd-sized images, borders on each side."""
+    kernel, stride, dilation, channels = SHAPES[shape]
+    image, weights = (2, channels, 37, 29), (24, channels, *kernel)
+    if layout == "NHWC":
+        image, weights = (2, 37, 29, channels), (*kernel, channels, 24)
+    options = Options(stride=stride, dilation=dilation, padding=tuple((k // 2, k // 3) for k in kernel), layout=layout)
+    return Problem.create(pass_name, 2, image, weights, dtype, options)
+
+
+ALGORITHMS = [
+    pytest.param(shape, i, id=f"{shape}-F{a.high.outputs}x{a.wide.outputs}{'-folded' if a.fold_h > 1 else ''}")
+    for shape in SHAPES
+    for i, a in enumerate(_winograd_choice.algorithms(problem_of(shape, "forward")))
+]
+
+
+def run(module, problem, first, second):
+    """A backend's result for a problem, and what its run returned."""
+    kernel = module.build(problem)
+    out = poisoned(problem.shapes[2], problem.dtype)
+    return out, kernel.run(first, kernel.pack(second), None, out)
+
+
+def chosen(monkeypatch, algorithm):
+    """Let the backend take this algorithm."""
+    for module in (cpu_winograd, _winograd_gradient):
+        monkeypatch.setattr(module, "best_algorithm", lambda problem, machine: (0.0, algorithm))
+
+
+@pytest.mark.parametrize(("outputs", "taps", "stride"), AXES)
+def test_axis_is_exact(outputs, taps, stride):
+    """AT ((G w) * (BT x)) is the sum by definition, for every unit x and w."""
+    axis = axis_algorithm(outputs, taps, stride)
+    for i, k in itertools.product(range(axis.samples), range(taps)):
+        result = axis.AT @ (axis.G[:, k] * axis.BT[:, i])
+        np.testing.assert_allclose(result, [float(i == stride * m + k) for m in range(outputs)], atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("pass_name", ["forward", "grad_weight"])
+@pytest.mark.parametrize(("shape", "number"), ALGORITHMS)
+def test_error(shape, number, pass_name, layout, monkeypatch):
+    """The error in float32, against im2col in float64, of the algorithm itself."""
+    problem = problem_of(shape, pass_name, layout=layout)
+    algorithm = _winograd_choice.algorithms(problem_of(shape, "forward"))[number]
+    if algorithm not in _winograd_choice.algorithms(problem):
+        pytest.skip("refused for this pass")
+    rng = np.random.default_rng(7)
+    first, second = (rng.standard_normal(s, np.float32) for s in problem.shapes[:2])
+    exact, _ = run(cpu_im2col, problem_of(shape, pass_name, "float64", layout), first.astype(float), second.astype(float))
+    chosen(monkeypatch, algorithm)
+    result, finite = run(cpu_winograd, problem, first, second)
+    largest = max(algorithm.high.outputs, algorithm.wide.outputs)
+    assert finite
+    assert np.abs(result - exact).max() <= (SMALL_TILES if largest == 2 else LARGE_TILES) * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 60_000, 300_000])
+@pytest.mark.parametrize("shape", ["3x3", "7x7 stride 2", "3x3 dilated"])
+def test_gradients_of_chunks_add_up(shape, chunk_bytes, monkeypatch):
+    """However few strips of tiles the memory holds at once."""
+    problem = problem_of(shape, "grad_weight", "float64")
+    rng = np.random.default_rng(8)
+    first, second = (rng.standard_normal(s) for s in problem.shapes[:2])
+    exact, _ = run(cpu_im2col, problem, first, second)
+    monkeypatch.setattr(_winograd_gradient, "CHUNK_BYTES", chunk_bytes)
+    result, _ = run(cpu_winograd, problem, first, second)
+    np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "grad_weight"])
+def test_non_finite_sums_are_noticed(pass_name):
+    """`run` returns False, so that the dispatcher computes the result again by plain sums."""
+    problem = problem_of("3x3", pass_name)
+    first, second = (np.ones(s, np.float32) for s in problem.shapes[:2])
+    assert run(cpu_winograd, problem, first, second)[1]
+    first.reshape(-1)[first.size // 2] = np.inf
+    assert not run(cpu_winograd, problem, first, second)[1]
