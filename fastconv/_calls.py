@@ -206,10 +206,12 @@ def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np
 
 # -- a call seen before ---------------------------------------------------------------------------------------------------
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 READY_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
-_variables = getattr(os.environ, "_data", {})  # read without os.environ's conversions, 0.5 us each
-_variable_names = [os.environ.encodekey(name) for name in ("FASTCONV_BACKEND", "FASTCONV_ACCURACY")] if _variables else []
+# The variables as `os.environ` keeps them, if it does: its own conversions take 0.5 us each.
+_kept = hasattr(os.environ, "_data")
+_read: Callable[[Any], Any] = os.environ._data.get if _kept else os.environ.get
+_BACKEND, _ACCURACY = (os.environ.encodekey(name) if _kept else name for name in ("FASTCONV_BACKEND", "FASTCONV_ACCURACY"))
 
 
 def is_ready(array: Any, dtype: np.dtype) -> bool:
@@ -220,14 +222,16 @@ def is_ready(array: Any, dtype: np.dtype) -> bool:
 def _remembered(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None,
                 extra: Any) -> ReadyCall | None:
     """What runs a call whose arrays need no conversion and whose options are plain numbers and names; else None."""
-    stride, padding, dilation, groups = settings[:4]
     dtype = getattr(first, "dtype", None)
-    if (dtype not in FLOATS or not is_ready(first, dtype) or not is_ready(second, dtype) or (bias is not None and not is_ready(bias, dtype))
-            or type(stride) is not int or type(padding) is not int or type(dilation) is not int or type(groups) is not int):
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return None
+    if not (is_ready(first, dtype) and is_ready(second, dtype) and (bias is None or is_ready(bias, dtype))):
+        return None
+    if not type(settings[0]) is type(settings[1]) is type(settings[2]) is type(settings[3]) is int:
         return None
     try:
         return _ready_call(kind, ndim, first.shape, second.shape, dtype, None if bias is None else bias.shape, settings, backend, extra,
-                           asked_backend(), _thread_counter()(), wisdom.store.generation, *map(_variables.get, _variable_names))
+                           asked_backend(), _thread_counter()(), wisdom.store.generation, _read(_BACKEND), _read(_ACCURACY))
     except TypeError:  # an option that cannot be hashed: the checks of a first call name it
         return None
 
