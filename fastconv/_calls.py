@@ -209,9 +209,9 @@ def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 READY_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
 # The variables as `os.environ` keeps them, if it does: its own conversions take 0.5 us each.
-_kept = hasattr(os.environ, "_data")
-_read: Callable[[Any], Any] = os.environ._data.get if _kept else os.environ.get
-_BACKEND, _ACCURACY = (os.environ.encodekey(name) if _kept else name for name in ("FASTCONV_BACKEND", "FASTCONV_ACCURACY"))
+_kept: dict[Any, Any] | None = getattr(os.environ, "_data", None)
+_read: Callable[[Any], Any] = os.environ.get if _kept is None else _kept.get
+_BACKEND, _ACCURACY = (name if _kept is None else os.environ.encodekey(name) for name in ("FASTCONV_BACKEND", "FASTCONV_ACCURACY"))
 
 
 def is_ready(array: Any, dtype: np.dtype) -> bool:
