@@ -45,7 +45,9 @@ from ._simd import (
     tile_signature,
     tile_store,
     transpose_block,
+    transpose_chosen,
 )
+from ._weights import WeightLayout
 
 PREFETCHED_ROWS = 64  # of a panel ahead of the sum: 8 KiB (bench_conv.py, 3x3_512@14: 1.12 ms without, .83 with)
 FULL_ROWS = 4  # a tile of fewer rows takes as long: too few sums in flight for the multiply-adds' latency
@@ -183,17 +185,62 @@ def pack_panel(source, column_pitch, k_pitch, columns, depth, target, width):
             put(target, k * width + c, get(source, c * column_pitch + k * k_pitch) if c < columns else 0)
 
 
+@outlined
+def pack_panel_by_table(source, column_pitch, k_offsets, columns, depth, target, width):
+    """target[k * width + c] = source[c * column_pitch + k_offsets[k]], columns beyond `columns` zero."""
+    lanes = lanes_of(source)
+    if column_pitch == 1:
+        for k in range(depth):
+            copy_run(advance(target, k * width), advance(source, get(k_offsets, k)), columns)
+            for c in range(columns, width):
+                put(target, k * width + c, 0)
+        return
+    k = 0
+    while k < depth:
+        # As many terms as one block of a vector's elements spans, in whatever order: reversed taps, every other tap.
+        low = high = get(k_offsets, k)
+        count = 1
+        while k + count < depth:
+            offset = get(k_offsets, k + count)
+            if max(high, offset) - min(low, offset) >= lanes:
+                break
+            low, high = min(low, offset), max(high, offset)
+            count += 1
+        for c in range(0, width, lanes):
+            transpose_chosen(advance(source, c * column_pitch + low), column_pitch, columns - c, high - low + 1,
+                             advance(k_offsets, k), count, low, advance(target, k * width + c), width)
+        k += count
+
+
 class Matrices(NamedTuple):
-    """A stack of (images, groups) matrices of depth x columns, by their pitches in elements."""
+    """A stack of (images, groups) matrices of depth x columns, by their pitches in elements.
+
+    Rows are `k_pitch` apart, or, where that is 0, lie at `k_offsets`.
+    """
 
     images: int
     groups: int
     columns: int
     depth: int
+    start: int
     image_pitch: int
     group_pitch: int
     column_pitch: int
     k_pitch: int
+    k_offsets: np.ndarray
+
+
+NO_OFFSETS = np.zeros(0, np.int64)
+
+
+def weight_matrices(problem: Problem, layout: WeightLayout) -> Matrices:
+    """The weights of a forward convolution as matrices of terms by output channels."""
+    p = problem
+    offsets = layout.offsets(p)
+    pitch = int(offsets[1] - offsets[0]) if offsets.size > 1 else 1
+    regular = pitch > 0 and (pitch == 1 or layout.output == 1) and bool((np.diff(offsets) == pitch).all())
+    return Matrices(1, p.groups, p.group_out, p.taps, layout.start, 0, layout.group, layout.output, pitch if regular else 0,
+                    NO_OFFSETS if regular else offsets)
 
 
 @parallel_kernel
@@ -208,8 +255,13 @@ def pack_panels(source, w, bias, target, constants, scratch, counters, thread, t
         image = panel // (m.groups * per_group)
         group = panel // per_group - image * m.groups
         first = panel % per_group * width
-        pack_panel(advance(source, image * m.image_pitch + group * m.group_pitch + first * m.column_pitch), m.column_pitch,
-                   m.k_pitch, min(width, m.columns - first), m.depth, advance(target, panel * m.depth * width), width)
+        columns = min(width, m.columns - first)
+        at = advance(source, m.start + image * m.image_pitch + group * m.group_pitch + first * m.column_pitch)
+        to = advance(target, panel * m.depth * width)
+        if m.k_pitch == 0:
+            pack_panel_by_table(at, m.column_pitch, m.k_offsets, columns, m.depth, to, width)
+        else:
+            pack_panel(at, m.column_pitch, m.k_pitch, columns, m.depth, to, width)
 
 
 class PanelPacking:

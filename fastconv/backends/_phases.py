@@ -11,42 +11,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..problem import Phase, Problem
 from . import Kernel
 from ._rectifiers import RECTIFIERS
+from ._weights import WeightLayout, phase_layout
+
+
+class ForwardBuilder(Protocol):
+    """Builds a forward kernel; one that reads its weights in place, if the backend has such."""
+
+    def __call__(self, problem: Problem, layout: WeightLayout = ...) -> Kernel:
+        """The kernel, whose `pack` finds the weights by `layout`."""
 
 
 class GradInputByPhases:
-    """The kernels of all phases and the assembly of their results."""
+    """The kernels of all phases and the assembly of their results.
 
-    def __init__(self, problem: Problem, build_forward: Callable[[Problem], Kernel]):
+    A backend's forward kernel either finds its weights by a `WeightLayout`, or takes them in an array of their own.
+    """
+
+    def __init__(self, problem: Problem, build_forward: Callable[[Problem], Kernel] | None = None, *,
+                 build_in_place: ForwardBuilder | None = None):
         self.problem = problem
         self.phases = problem.phases()
-        self.kernels = [build_forward(phase.problem) if phase.problem else None for phase in self.phases]
+        self.layouts = [phase_layout(problem, phase) for phase in self.phases]
+        self.in_place = build_in_place is not None
+        self.kernels: list[Kernel | None] = []
+        for phase, layout in zip(self.phases, self.layouts, strict=True):
+            if phase.problem is None:
+                self.kernels.append(None)
+            elif build_in_place is not None:
+                self.kernels.append(build_in_place(phase.problem, layout))
+            elif build_forward is not None:
+                self.kernels.append(build_forward(phase.problem))
 
     def pack(self, w: np.ndarray) -> list[Any]:
-        w = w.reshape(self.problem.shapes[1])
-        return [kernel.pack(phase_weights(self.problem, phase, w)) if kernel else None
-                for phase, kernel in zip(self.phases, self.kernels, strict=True)]
+        packed: list[Any] = []
+        for phase, layout, kernel in zip(self.phases, self.layouts, self.kernels, strict=True):
+            if kernel is None or phase.problem is None:
+                packed.append(None)
+            else:
+                packed.append(kernel.pack(w if self.in_place else layout.array(phase.problem, w)))
+        return packed
 
-    def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> bool:
+    def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> None:
         if len(self.phases) == 1 and self.kernels[0] is not None:
-            return self.kernels[0].run(gy, packed[0], bias, out) is not False
-        finite = True
-        out = out.reshape(self.problem.input_shape)
+            self.kernels[0].run(gy, packed[0], bias, out)
+            return
         for phase, kernel, weights in zip(self.phases, self.kernels, packed, strict=True):
             target = out[self._index(phase)]
             if kernel is None:
                 target[...] = self._bias_alone(bias)
             elif target.size:
                 part = np.empty(target.shape, out.dtype)
-                finite &= kernel.run(gy, weights, bias, part) is not False
+                kernel.run(gy, weights, bias, part)
                 target[...] = part
-        return finite
 
     @property
     def scratch_bytes(self) -> int:
@@ -64,18 +87,6 @@ class GradInputByPhases:
         slope, ceiling = RECTIFIERS[p.activation]
         value = np.minimum(np.where(value < 0, value * slope, value), ceiling).astype(p.dtype)
         return value if p.channels_last else value[:, None, None, None]
-
-
-def phase_weights(problem: Problem, phase: Phase, w: np.ndarray) -> np.ndarray:
-    """The forward weights of a phase: its taps reversed, input and output channels exchanged within each group."""
-    groups, o, c = problem.groups, problem.group_out, problem.group_in
-    if problem.channels_last:
-        part = w[phase.taps][::-1, ::-1, ::-1]
-        spatial = part.shape[:3]
-        return np.ascontiguousarray(part.reshape(*spatial, c, groups, o).transpose(0, 1, 2, 5, 4, 3)).reshape(*spatial, o, groups * c)
-    part = w[(slice(None), slice(None), *phase.taps)][:, :, ::-1, ::-1, ::-1]
-    spatial = part.shape[2:]
-    return np.ascontiguousarray(part.reshape(groups, o, c, *spatial).swapaxes(1, 2)).reshape(groups * c, o, *spatial)
 
 
 def phase_seconds(problem: Problem, seconds: Callable[[Problem], float], assembly_bandwidth: float) -> float:

@@ -25,6 +25,7 @@ from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, fill_run, input_offset, pack_box, tap_offsets
 from ._gemm import (
+    NO_OFFSETS,
     Epilogue,
     Matrices,
     PaddedBias,
@@ -34,6 +35,7 @@ from ._gemm import (
     panel_width,
     store_points,
     tile_addresses,
+    weight_matrices,
 )
 from ._jit import inlined, num_threads
 from ._phases import GradInputByPhases, phase_seconds
@@ -51,6 +53,7 @@ from ._simd import (
     thawed,
     zero_element,
 )
+from ._weights import WeightLayout, forward_layout
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
@@ -201,7 +204,7 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
 class Forward:
     """The forward pass: `pack` makes panels of the weights, `run` convolves with them."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, layout: WeightLayout | None = None):
         p = self.problem = problem
         width = panel_width(p.dtype)
         panels = p.groups * -(-p.group_out // width)
@@ -214,8 +217,7 @@ class Forward:
                      g.boxes, epilogue_of(p))
         self.kernel = im2col_forward.bind(p.dtype, constants, scratch=space.size, counters=g.boxes, parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads)
-        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
-        self.pack = PanelPacking(Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), width, p.dtype)
+        self.pack = PanelPacking(weight_matrices(p, layout or forward_layout(p)), width, p.dtype)
         self.bias = PaddedBias(p, width)
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
@@ -251,7 +253,8 @@ class GradWeight:
         self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         points = math.prod(p.output_size)
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
-        self.pack = PanelPacking(Matrices(p.batch, p.groups, p.group_out, points, p.out_channels * points, *pitches), self.width, p.dtype)
+        matrices = Matrices(p.batch, p.groups, p.group_out, points, 0, p.out_channels * points, *pitches, NO_OFFSETS)
+        self.pack = PanelPacking(matrices, self.width, p.dtype)
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Offsets of a chunk's taps in x and in gw, channel by channel, and gw's pitches (output channel, input channel)."""
@@ -311,7 +314,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 
 def build(problem: Problem) -> Kernel:
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, Forward), "grad_weight": GradWeight}
+        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, build_in_place=Forward), "grad_weight": GradWeight}
     return passes[problem.pass_name](problem)
 
 

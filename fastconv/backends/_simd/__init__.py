@@ -36,6 +36,7 @@ from .tile import (
     tile_totals,
     tile_zeros,
     transpose_block,
+    transpose_chosen,
 )
 from .vector import (
     VECTOR_BYTES,
@@ -112,6 +113,7 @@ __all__ = [
     "tile_zeros",
     "total",
     "transpose_block",
+    "transpose_chosen",
     "zero",
     "zero_element",
 ]

@@ -227,3 +227,33 @@ def transpose_block(typingctx, source, source_pitch, rows, columns, target, targ
         return context.get_dummy_value()
 
     return types.void(source, types.intp, types.intp, types.intp, target, types.intp, types.intp), codegen
+
+
+@intrinsic
+def transpose_chosen(typingctx, source, source_pitch, rows, columns, offsets, count, first, target, target_pitch):
+    """target[i * target_pitch + r] = source[r * source_pitch + offsets[i] - first] for i < count and every lane r.
+
+    The offsets, int64, lie in [first, first + columns), which is at most a vector's lanes; source rows from `rows` on are
+    taken as zero, and their memory is not touched.
+    """
+    vector = vector_of(source)
+
+    def codegen(context, builder, signature, args):
+        source, source_pitch, rows, columns, offsets, count, first, target, target_pitch = args
+        read = mask_first(builder, columns, vector.lanes)
+        nothing = ir.Constant(read.type, [0] * vector.lanes)
+        block = []
+        for r in range(vector.lanes):
+            row_mask = builder.select(builder.icmp_signed("<", I64(r), rows), read, nothing)
+            block.append(emit_load_masked(builder, vector, row_mask, source, builder.mul(source_pitch, I64(r))))
+        columns_of_block = cgutils.alloca_once(builder, vector.ir, size=vector.lanes)
+        for c, column in enumerate(emit_transpose(builder, block)):
+            builder.store(column, builder.gep(columns_of_block, [I64(c)]))
+        with cgutils.for_range(builder, count) as loop:
+            chosen = builder.sub(builder.load(builder.gep(offsets, [loop.index])), first)
+            value = builder.load(builder.gep(columns_of_block, [chosen]))
+            emit_store(builder, vector, value, target, builder.mul(target_pitch, loop.index))
+        return context.get_dummy_value()
+
+    kinds = (types.intp,) * 3
+    return types.void(source, *kinds, types.CPointer(types.int64), types.intp, types.intp, target, types.intp), codegen
