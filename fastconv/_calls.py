@@ -23,6 +23,11 @@ from .problem import ACCURACIES, Options, Problem
 __all__ = ["Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "is_ready", "lookup", "make_options", "run", "shape_of"]
 
 CALLS_KEPT = 4096
+<<<<<<< HEAD
+=======
+SMALL_SUM = 16_384  # elements that NumPy adds before a kernel is called (benchmarks/bench_conv.py, tiny)
+SHAPES_KEPT = 16  # of one plan, each with its packed weights
+>>>>>>> 3364399 (wip sums)
 
 
 # -- check ----------------------------------------------------------------------------------------------------------------
@@ -200,6 +205,11 @@ def _terms(problem: Problem) -> int:
 def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
     """The sum of gy over all but its channels."""
     axis = gy.ndim - 1 if str(layout).endswith("C") else gy.ndim - ndim - 1
+    if gy.size > SMALL_SUM and gy.dtype == dtype and dtype.char in "fd":
+        from .backends._sums import channel_sums
+
+        shape = gy.shape if gy.ndim == ndim + 2 else (1, *gy.shape)
+        return channel_sums(as_operand(gy, dtype, shape), axis + len(shape) - gy.ndim)
     with np.errstate(invalid="ignore", over="ignore"):
         return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
 

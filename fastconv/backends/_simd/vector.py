@@ -370,6 +370,12 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def total(typingctx, value):
+    """The sum of the lanes, added pairwise."""
+    return value.dtype(value), lambda context, builder, signature, args: emit_sum(builder, value, args[0])
+
+
+@intrinsic
 def rectify(typingctx, value, slope, ceiling):
     """Lanes below zero times `slope` (0 makes them 0, infinities too), then cut at `ceiling`; NaN stays NaN."""
     vector = value
@@ -410,7 +416,7 @@ def _overload_operator(symbol, function):
         return None
 
 
-for _symbol, _function in ((operator.add, _add), (operator.sub, _subtract), (operator.mul, _multiply)):
+for _symbol, _function in ((operator.add, _add), (operator.iadd, _add), (operator.sub, _subtract), (operator.mul, _multiply)):
     _overload_operator(_symbol, _function)
 
 
