@@ -16,6 +16,7 @@ from fastconv.backends._simd import (
     store,
     store_first,
     transpose_block,
+    transpose_chosen,
     zero,
 )
 
@@ -42,6 +43,11 @@ def alternate(x, result):
 @numba.njit
 def turn(x, pitch, rows, columns, result, result_pitch, width):
     transpose_block(advance(pointer(x, 0), 0), pitch, rows, columns, pointer(result, 0), result_pitch, width)
+
+
+@numba.njit
+def turn_chosen(x, pitch, rows, columns, offsets, first, result, result_pitch):
+    transpose_chosen(pointer(x, 0), pitch, rows, columns, pointer(offsets, 0), offsets.size, first, pointer(result, 0), result_pitch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,3 +96,16 @@ def test_transpose_of_whole_and_ragged_blocks(dtype):
         block = np.where(np.arange(lanes)[:, None] < rows, x[:, :lanes], 0)
         expected[:columns, :width] = block.T[:columns, :width]
         np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chosen_columns_of_a_transpose(dtype):
+    """Columns in any order; rows that are not there are zeros, and their memory is not touched."""
+    lanes = lane_count(dtype)
+    rows, columns = max(1, lanes - 1), max(1, lanes // 2)
+    x = np.arange(rows * columns).astype(dtype)
+    offsets = np.arange(columns)[::-1].copy() + 5
+    result = np.full((columns, lanes + 1), 77, dtype)
+    turn_chosen(x, columns, rows, columns, offsets, 5, result, lanes + 1)
+    np.testing.assert_array_equal(result[:, :rows], x.reshape(rows, columns)[:, ::-1].T)
+    assert (result[:, rows:lanes] == 0).all() and (result[:, lanes] == 77).all()

@@ -6,13 +6,29 @@ elements, and the blocks' totals are added in float64.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
-from ._jit import outlined, parallel_region
-from ._scratch import scratch
-from ._simd import get, lane_count, lanes_of, load, load_first, next_task, parallel_kernel, pointer, store, total, zero
+from ._jit import outlined
+from ._simd import (
+    BoundKernel,
+    advance,
+    as_float64,
+    get,
+    lane_count,
+    lanes_of,
+    load,
+    load_first,
+    next_task,
+    parallel_kernel,
+    put,
+    store,
+    thawed,
+    total,
+    zero,
+)
 
 BLOCK = 4096  # elements, or rows of channels, added in the array's own precision: 64 steps of a float32 sum
 TASK = 8 * BLOCK  # elements of a task: a few microseconds
@@ -53,57 +69,62 @@ def sum_rows(source, pitch, rows, count, target):
 
 
 @parallel_kernel
-def sum_planes(args, thread):
-    """parts[image, chunk, channel] of an image with channels first, by (image, channel, chunk of a plane)."""
-    source, parts, images, channels, size, counter = args
-    chunks = parts.shape[1]
+def sum_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """parts[image][chunk][channel] of an image with channels first, by runs of (image, channel, chunk of a plane)."""
+    images, channels, size, chunks, run = thawed(constants)
+    parts = as_float64(y)
     while True:
-        task = next_task(pointer(counter, 0))
-        if task >= images * channels * chunks:
+        first = next_task(counters) * run
+        if first >= images * channels * chunks:
             break
-        plane, chunk = task // chunks, task % chunks
-        first, last = chunk * TASK, min(size, (chunk + 1) * TASK)
-        result = 0.0
-        for i in range(first, last, BLOCK):
-            result += sum_run(pointer(source, plane * size + i), min(BLOCK, last - i))
-        parts[plane // channels, chunk, plane % channels] = result
+        for part in range(first, min(first + run, images * channels * chunks)):
+            plane, chunk = part // chunks, part % chunks
+            last = min(size, (chunk + 1) * TASK)
+            result = 0.0
+            for i in range(chunk * TASK, last, BLOCK):
+                result += sum_run(advance(x, plane * size + i), min(BLOCK, last - i))
+            put(parts, (plane // channels * chunks + chunk) * channels + plane % channels, result)
 
 
 @parallel_kernel
-def sum_pixels(args, thread):
-    """parts[chunk, channel] of rows of channels, by chunks of rows."""
-    source, parts, rows, channels, chunk_rows, sums, counter = args
-    lanes = lanes_of(pointer(source, 0))
-    own = pointer(sums, thread * lanes)
+def sum_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """parts[chunk][channel] of rows of channels, by chunks of rows."""
+    rows, channels, chunk_rows, chunks = thawed(constants)
+    lanes = lanes_of(x)
+    parts = as_float64(y)
     while True:
-        chunk = next_task(pointer(counter, 0))
-        if chunk >= parts.shape[0]:
+        chunk = next_task(counters)
+        if chunk >= chunks:
             break
         last = min(rows, (chunk + 1) * chunk_rows)
         for c in range(channels):
-            parts[chunk, c] = 0.0
-        for c in range(0, channels, lanes):
-            for r in range(chunk * chunk_rows, last, BLOCK // lanes):
-                sum_rows(pointer(source, r * channels + c), channels, min(BLOCK // lanes, last - r), channels - c, own)
+            put(parts, chunk * channels + c, 0.0)
+        for r in range(chunk * chunk_rows, last, BLOCK // lanes):
+            for c in range(0, channels, lanes):
+                sum_rows(advance(x, r * channels + c), channels, min(BLOCK // lanes, last - r), channels - c, scratch)
                 for i in range(min(lanes, channels - c)):
-                    parts[chunk, c + i] += get(own, i)
+                    at = chunk * channels + c + i
+                    put(parts, at, get(parts, at) + get(scratch, i))
 
 
-def channel_sums(image: np.ndarray, channel_axis: int) -> np.ndarray:
-    """The sum of each channel of (N, C, ...) or (N, ..., C), for float32 and float64 in C order."""
-    channels = image.shape[channel_axis]
-    counter = np.zeros(1, np.int64)
-    with parallel_region() as threads:
-        if channel_axis == 1:
-            size = math.prod(image.shape[2:])
-            planes = np.empty((image.shape[0], -(-size // TASK), channels))
-            sum_planes((image.reshape(-1), planes, image.shape[0], channels, size, counter), threads)
-            parts = planes.reshape(-1, channels)
-        else:
-            rows = image.size // channels
-            chunk_rows = max(BLOCK // 16, TASK // channels)
-            parts = np.empty((-(-rows // chunk_rows), channels))
-            sums = scratch("sums", threads * lane_count(image.dtype), image.dtype)
-            sum_pixels((image.reshape(-1), parts, rows, channels, chunk_rows, sums, counter), threads)
+@functools.lru_cache(maxsize=256)
+def _bound(outer: int, channels: int, inner: int, dtype: str) -> tuple[BoundKernel, int]:
+    """The kernel for an image of (outer, channels, inner), and how many parts of the sums it leaves."""
+    if inner == 1:
+        chunk_rows = max(BLOCK // 16, TASK // channels)
+        parts = -(-outer // chunk_rows)
+        return sum_pixels.bind(dtype, (outer, channels, chunk_rows, parts), scratch=lane_count(dtype)), parts
+    chunks = -(-inner // TASK)
+    return sum_planes.bind(dtype, (outer, channels, inner, chunks, -(-TASK // inner))), outer * chunks
+
+
+def channel_sums(image: np.ndarray, axis: int) -> np.ndarray:
+    """The sum of each of the channels, which `axis` counts, of a float32 or float64 image in C order."""
+    channels = image.shape[axis]
+    outer, inner = math.prod(image.shape[:axis]), math.prod(image.shape[axis + 1:])
+    kernel, count = _bound(outer, channels, inner, image.dtype.name)
+    parts = np.empty(count * channels)
+    target = parts.view(image.dtype)
+    kernel(image.reshape(outer, channels, inner, 1, 1), target, target, target)
     with np.errstate(invalid="ignore", over="ignore"):
-        return parts.sum(axis=0).astype(image.dtype)
+        return parts.reshape(count, channels).sum(axis=0).astype(image.dtype)

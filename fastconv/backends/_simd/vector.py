@@ -245,6 +245,13 @@ def as_int64(typingctx, p):
 
 
 @intrinsic
+def as_float64(typingctx, p):
+    """The same address as that of float64 numbers: totals of float32 ones."""
+    table = types.CPointer(types.float64)
+    return table(p), lambda context, builder, signature, args: builder.bitcast(args[0], ir.DoubleType().as_pointer())
+
+
+@intrinsic
 def lanes_of(typingctx, p):
     """Lanes of a vector of p's element type, as a constant."""
     lanes = vector_of(p).lanes
