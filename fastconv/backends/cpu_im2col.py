@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ..problem import Problem
 from . import Backend, Kernel, Machine
-from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, fill_run, input_offset, pack_box, tap_offsets
+from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, input_offset, pack_box, tap_offsets
 from ._gemm import (
     NO_OFFSETS,
     Epilogue,
@@ -47,6 +48,7 @@ from ._simd import (
     as_int32,
     as_int64,
     get,
+    lanes_of,
     next_task,
     parallel_kernel,
     prefetch_write,
@@ -57,6 +59,7 @@ from ._weights import WeightLayout, forward_layout
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
+FEW_POINTS = 256  # of an image whose weight gradient takes longer to write than to multiply (bench_conv.py, 1x1 at 7x7)
 PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
@@ -154,7 +157,7 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
 
     The rows of the product are the chunk's taps, its k the output points; sums go on from box to box in scratch.
     """
-    tiles, g, rows, targets, borders, space, chunk, kernel_points, width, splits, shares, size = thawed(constants)
+    tiles, g, rows, targets, zeros, borders, space, chunk, kernel_points, width, splits, shares, size = thawed(constants)
     per_group = -(-g.group_out // width)
     chunks = -(-g.group_in // chunk)
     boxes_per_image = -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h)
@@ -173,9 +176,10 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
         channels = min(chunk, g.group_in - first)
         taps = channels * kernel_points
         first_panel, last_panel = per_group * split // splits, per_group * (split + 1) // splits
-        block = (taps + TILE_ROWS) * width
-        fill_run(sums, (last_panel - first_panel) * block, zero_element(x))
-        for box in range(boxes * share // shares, boxes * (share + 1) // shares):
+        first_box, last_box = boxes * share // shares, boxes * (share + 1) // shares
+        # Sums that a single box makes only pass through the first-level cache.
+        block = (taps + TILE_ROWS) * width if last_box - first_box > 1 else 0
+        for box in range(first_box, last_box):
             start = box_start(g, box)
             end = box_end(g, start[0], start[1], start[2], start[3])
             points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
@@ -188,17 +192,23 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
             point = (start[1] * g.out_h + start[2]) * g.out_w
             for panel in range(first_panel, last_panel):
                 w = advance(gy, (((start[0] * g.groups + group) * per_group + panel) * image_points + point) * width)
-                row = 0
+                own = advance(sums, (panel - first_panel) * block)
+                count = min(width, g.group_out - panel * width)
+                output = group * g.group_out + panel * width
+                result = advance(parts, share * size + output * space.gw_output + first * space.gw_channel)
+                row = stored = 0
                 while row < taps:
-                    own = advance(sums, (panel - first_panel) * block + row * width)
-                    row += multiply_tile(tiles, taps - row, source, advance(rows, row), x_offsets, points, w, width, own, width, own,
-                                         min(width, g.group_out - panel * width))
-        for panel in range(first_panel, last_panel):
-            output = group * g.group_out + panel * width
-            to = advance(parts, share * size + output * space.gw_output + first * space.gw_channel)
-            for row in range(0, taps, TILE_ROWS):
-                store_points(advance(sums, (panel - first_panel) * block + row * width), width, min(TILE_ROWS, taps - row), to,
-                             advance(targets, row), space.gw_output, min(width, g.group_out - panel * width), identity)
+                    if box == last_box - 1 and space.gw_output == 1:
+                        for r in range(row, min(taps, row + TILE_ROWS)):
+                            for c in range(0, count, lanes_of(x)):
+                                prefetch_write(result, get(targets, r) + c)
+                    tile = advance(own, row * width)
+                    row += multiply_tile(tiles, taps - row, source, advance(rows, row), x_offsets, points, w, width,
+                                         zeros if box == first_box else tile, 0 if box == first_box else width, tile, count)
+                    if box == last_box - 1 and (row == taps or space.gw_output == 1):
+                        store_points(advance(own, stored * width), width, row - stored, result, advance(targets, stored),
+                                     space.gw_output, count, identity)
+                        stored = row
 
 
 class Forward:
@@ -225,10 +235,14 @@ class Forward:
 
 
 class GradWeight:
-    """The weight gradient: `pack` makes panels of gy, `run` multiplies them with x."""
+    """The weight gradient: `pack` makes panels of gy, `run` multiplies them with x.
 
-    def __init__(self, problem: Problem):
+    `turned` writes gw[channel][output] of a single group without borders and a kernel of one tap.
+    """
+
+    def __init__(self, problem: Problem, turned: bool = False):
         p = self.problem = problem
+        self.turned = turned
         self.width = panel_width(p.dtype)
         threads = num_threads()
         self.kernel_points = math.prod(p.kernel_size)
@@ -247,8 +261,8 @@ class GradWeight:
         rows, targets, gw_pitches = self._tables()
         space = make_space(g.packed, (self.chunk * self.kernel_points + TILE_ROWS) * -(-panels // splits) * self.width,
                            g.points + TILE_ROWS, p.dtype, gw_pitches)
-        constants = (tile_addresses(p.dtype), g, rows, targets, p.border_sources(), space, self.chunk, self.kernel_points, self.width,
-                     splits, self.shares, size)
+        constants = (tile_addresses(p.dtype), g, rows, targets, np.zeros(self.width, p.dtype), p.border_sources(), space, self.chunk,
+                     self.kernel_points, self.width, splits, self.shares, size)
         self.kernel = im2col_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         points = math.prod(p.output_size)
@@ -262,7 +276,7 @@ class GradWeight:
         kd, kh, kw = (np.arange(k) * d for k, d in zip(p.kernel_size, p.dilation, strict=True))
         spatial = (kd[:, None, None] * g.p_d + kh[:, None] * g.p_h + kw * g.p_w).ravel()
         channel = np.arange(self.chunk)[:, None]
-        pitches = (1, p.out_channels) if p.channels_last else (p.taps, self.kernel_points)
+        pitches = (1, p.out_channels) if p.channels_last or self.turned else (p.taps, self.kernel_points)
         point = np.arange(self.kernel_points) * (p.group_in * p.out_channels if p.channels_last else 1)
         rows = (channel * g.p_channel + spatial).astype(np.int32).ravel()
         targets = (channel * pitches[1] + point).astype(np.int64).ravel()
@@ -276,6 +290,33 @@ class GradWeight:
         self.kernel(x.reshape(-1), packed, packed, parts.reshape(-1))
         with np.errstate(invalid="ignore", over="ignore"):
             np.sum(parts, axis=0, out=out.reshape(-1))
+
+
+class PointwiseGradWeight:
+    """The weight gradient of a kernel of one tap, channels first: gw is gy times the panels of x.
+
+    The lanes are then input channels, rows of gw, which is written without a transpose: 2048 -> 512 channels at 7x7 took .43 ms
+    the other way round.
+    """
+
+    def __init__(self, problem: Problem):
+        p = problem
+        mirrored = replace(p, in_channels=p.out_channels, out_channels=p.in_channels, input_size=p.output_size)
+        self.kernel = GradWeight(mirrored, turned=True)
+        self.scratch_bytes = self.kernel.scratch_bytes + math.prod(p.input_shape) * p.itemsize
+
+    @staticmethod
+    def takes(problem: Problem) -> bool:
+        """Whether x is as gy is, there are channels enough to fill the lanes, and writing gw takes longer than packing x."""
+        p = problem
+        return (math.prod(p.kernel_size) == math.prod(p.stride) == p.groups == 1 and not any(map(any, p.padding))
+                and not p.channels_last and p.in_channels >= 2 * panel_width(p.dtype) and math.prod(p.output_size) <= FEW_POINTS)
+
+    def pack(self, gy: np.ndarray) -> np.ndarray:
+        return gy
+
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        self.kernel.run(packed, self.kernel.pack(x), bias, out)
 
 
 # -- the backend ----------------------------------------------------------------------------------------------------------
@@ -314,7 +355,8 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 
 def build(problem: Problem) -> Kernel:
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, build_in_place=Forward), "grad_weight": GradWeight}
+        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, build_in_place=Forward),
+        "grad_weight": lambda p: PointwiseGradWeight(p) if PointwiseGradWeight.takes(p) else GradWeight(p)}
     return passes[problem.pass_name](problem)
 
 
