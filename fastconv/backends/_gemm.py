@@ -47,7 +47,7 @@ from ._simd import (
     transpose_block,
     transpose_chosen,
 )
-from ._weights import WeightLayout
+from ._weights import NO_TERM, JointLayout, WeightLayout
 
 PREFETCHED_ROWS = 64  # of a panel ahead of the sum: 8 KiB (bench_conv.py, 3x3_512@14: 1.12 ms without, .83 with)
 FULL_ROWS = 4  # a tile of fewer rows takes as long: too few sums in flight for the multiply-adds' latency
@@ -187,22 +187,23 @@ def pack_panel(source, column_pitch, k_pitch, columns, depth, target, width):
 
 @outlined
 def pack_panel_by_table(source, column_pitch, k_offsets, columns, depth, target, width):
-    """target[k * width + c] = source[c * column_pitch + k_offsets[k]], columns beyond `columns` zero."""
+    """target[k * width + c] = source[c * column_pitch + k_offsets[k]]; columns beyond `columns`, and rows of NO_TERM, zero."""
     lanes = lanes_of(source)
-    if column_pitch == 1:
-        for k in range(depth):
-            copy_run(advance(target, k * width), advance(source, get(k_offsets, k)), columns)
-            for c in range(columns, width):
-                put(target, k * width + c, 0)
-        return
     k = 0
     while k < depth:
-        # As many terms as one block of a vector's elements spans, in whatever order: reversed taps, every other tap.
         low = high = get(k_offsets, k)
+        if low == NO_TERM or column_pitch == 1:
+            kept = columns if low != NO_TERM else 0
+            copy_run(advance(target, k * width), advance(source, low), kept)
+            for c in range(kept, width):
+                put(target, k * width + c, 0)
+            k += 1
+            continue
+        # As many terms as one block of a vector's elements spans, in whatever order: reversed taps, every other tap.
         count = 1
         while k + count < depth:
             offset = get(k_offsets, k + count)
-            if max(high, offset) - min(low, offset) >= lanes:
+            if offset == NO_TERM or max(high, offset) - min(low, offset) >= lanes:
                 break
             low, high = min(low, offset), max(high, offset)
             count += 1
@@ -215,7 +216,7 @@ def pack_panel_by_table(source, column_pitch, k_offsets, columns, depth, target,
 class Matrices(NamedTuple):
     """A stack of (images, groups) matrices of depth x columns, by their pitches in elements.
 
-    Rows are `k_pitch` apart, or, where that is 0, lie at `k_offsets`.
+    Rows are `k_pitch` apart, or, where that is 0, lie at `k_offsets`, of which each group may have its own.
     """
 
     images: int
@@ -228,19 +229,23 @@ class Matrices(NamedTuple):
     column_pitch: int
     k_pitch: int
     k_offsets: np.ndarray
+    k_offsets_pitch: int  # of a group
 
 
 NO_OFFSETS = np.zeros(0, np.int64)
 
 
-def weight_matrices(problem: Problem, layout: WeightLayout) -> Matrices:
+def weight_matrices(problem: Problem, layout: WeightLayout | JointLayout) -> Matrices:
     """The weights of a forward convolution as matrices of terms by output channels."""
     p = problem
     offsets = layout.offsets(p)
+    if isinstance(layout, JointLayout):
+        columns = p.out_channels // len(offsets)
+        return Matrices(1, len(offsets), columns, p.taps, layout.start, 0, 0, layout.output, 0, offsets.ravel(), p.taps)
     pitch = int(offsets[1] - offsets[0]) if offsets.size > 1 else 1
     regular = pitch > 0 and (pitch == 1 or layout.output == 1) and bool((np.diff(offsets) == pitch).all())
     return Matrices(1, p.groups, p.group_out, p.taps, layout.start, 0, layout.group, layout.output, pitch if regular else 0,
-                    NO_OFFSETS if regular else offsets)
+                    NO_OFFSETS if regular else offsets, 0)
 
 
 @parallel_kernel
@@ -259,7 +264,7 @@ def pack_panels(source, w, bias, target, constants, scratch, counters, thread, t
         at = advance(source, m.start + image * m.image_pitch + group * m.group_pitch + first * m.column_pitch)
         to = advance(target, panel * m.depth * width)
         if m.k_pitch == 0:
-            pack_panel_by_table(at, m.column_pitch, m.k_offsets, columns, m.depth, to, width)
+            pack_panel_by_table(at, m.column_pitch, advance(m.k_offsets, group * m.k_offsets_pitch), columns, m.depth, to, width)
         else:
             pack_panel(at, m.column_pitch, m.k_pitch, columns, m.depth, to, width)
 

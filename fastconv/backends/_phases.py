@@ -1,30 +1,40 @@
 """`grad_input` for any backend that has a forward pass: one forward convolution of gy per residue class of the stride.
 
 With stride 1 that is one convolution with the reversed kernel, written straight into gx. Otherwise each class has its
-own sub-kernel (no multiplication by stuffed zeros) and is written into its interleaved positions of gx.
+own sub-kernel (no multiplication by stuffed zeros), and the results are interleaved. Where gx has few channels, all classes
+are channels of a single convolution instead, its kernel as large as the largest of theirs: lanes are then full, and gy is
+read once.
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4; the polyphase form is
-Vaidyanathan, "Multirate Systems and Filter Banks" (1993), section 4.3.
+Vaidyanathan, "Multirate Systems and Filter Banks" (1993), section 4.3; the single convolution is Shi et al., "Real-time single
+image and video super-resolution using an efficient sub-pixel convolutional neural network" (2016), section 3.2.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..problem import Phase, Problem
+from ..problem import Problem
 from . import Kernel
+from ._boxes import strides_of
+from ._gemm import panel_width
+from ._interleave import Interleaving, Part
 from ._rectifiers import RECTIFIERS
-from ._weights import WeightLayout, phase_layout
+from ._scratch import operand
+from ._weights import JointLayout, WeightLayout, joint_layout, phase_layout
+
+NO_PART = Part(-1, 0, 0, 0, 0, 0)
 
 
 class ForwardBuilder(Protocol):
     """Builds a forward kernel; one that reads its weights in place, if the backend has such."""
 
-    def __call__(self, problem: Problem, layout: WeightLayout = ...) -> Kernel:
+    def __call__(self, problem: Problem, layout: WeightLayout | JointLayout | None = None) -> Kernel:
         """The kernel, whose `pack` finds the weights by `layout`."""
 
 
@@ -36,18 +46,28 @@ class GradInputByPhases:
 
     def __init__(self, problem: Problem, build_forward: Callable[[Problem], Kernel] | None = None, *,
                  build_in_place: ForwardBuilder | None = None):
-        self.problem = problem
-        self.phases = problem.phases()
-        self.layouts = [phase_layout(problem, phase) for phase in self.phases]
+        p = self.problem = problem
+        self.phases = p.phases()
+        self.layouts = [phase_layout(p, phase) for phase in self.phases]
         self.in_place = build_in_place is not None
         self.kernels: list[Kernel | None] = []
+        parts = []
+        start = 0
         for phase, layout in zip(self.phases, self.layouts, strict=True):
             if phase.problem is None:
                 self.kernels.append(None)
-            elif build_in_place is not None:
-                self.kernels.append(build_in_place(phase.problem, layout))
-            elif build_forward is not None:
-                self.kernels.append(build_forward(phase.problem))
+                parts.append(NO_PART)
+                continue
+            self.kernels.append(build_in_place(phase.problem, layout) if build_in_place is not None
+                                else build_forward(phase.problem) if build_forward is not None else None)
+            parts.append(Part(start, *strides_of(p.in_channels, phase.problem.output_size, p.channels_last)))
+            start += math.prod(phase.problem.output_shape)
+        self.whole = len(self.phases) == 1 and self.kernels[0] is not None
+        self.size = 0 if self.whole else start
+        self.starts = [part.start for part in parts]
+        self.interleaving = None if self.whole else Interleaving(p, parts)
+        kernel_bytes = max((kernel.scratch_bytes for kernel in self.kernels if kernel), default=0)
+        self.scratch_bytes = kernel_bytes + self.size * p.itemsize
 
     def pack(self, w: np.ndarray) -> list[Any]:
         packed: list[Any] = []
@@ -59,40 +79,111 @@ class GradInputByPhases:
         return packed
 
     def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> None:
-        if len(self.phases) == 1 and self.kernels[0] is not None:
+        if self.interleaving is None:
+            assert self.kernels[0] is not None
             self.kernels[0].run(gy, packed[0], bias, out)
             return
-        for phase, kernel, weights in zip(self.phases, self.kernels, packed, strict=True):
-            target = out[self._index(phase)]
-            if kernel is None:
-                target[...] = self._bias_alone(bias)
-            elif target.size:
-                part = np.empty(target.shape, out.dtype)
-                kernel.run(gy, weights, bias, part)
-                target[...] = part
-
-    @property
-    def scratch_bytes(self) -> int:
-        parts = [kernel.scratch_bytes for kernel in self.kernels if kernel]
-        p = self.problem
-        assembled = 0 if len(self.phases) == 1 else math.prod(p.input_shape) * p.itemsize // len(self.phases)
-        return max(parts, default=0) + assembled
-
-    def _index(self, phase: Phase) -> tuple[slice, ...]:
-        return (slice(None), *phase.target) if self.problem.channels_last else (slice(None), slice(None), *phase.target)
+        parts = operand(self.size, out.dtype)
+        for phase, kernel, weights, start in zip(self.phases, self.kernels, packed, self.starts, strict=True):
+            if kernel is not None and phase.problem is not None:
+                shape = phase.problem.output_shape
+                kernel.run(gy, weights, bias, parts[start:start + math.prod(shape)].reshape(shape))
+        self.interleaving(parts, self._bias_alone(bias), out)
 
     def _bias_alone(self, bias: np.ndarray | None) -> np.ndarray:
+        """What gx is where no tap reaches."""
         p = self.problem
         value = np.zeros(p.in_channels, p.dtype) if bias is None else bias
+        if p.activation is None:
+            return value
         slope, ceiling = RECTIFIERS[p.activation]
-        value = np.minimum(np.where(value < 0, value * slope, value), ceiling).astype(p.dtype)
-        return value if p.channels_last else value[:, None, None, None]
+        return np.minimum(np.where(value < 0, value * slope, value), ceiling).astype(p.dtype)
 
 
-def phase_seconds(problem: Problem, seconds: Callable[[Problem], float], assembly_bandwidth: float) -> float:
-    """Predicted time of a `grad_input` from that of its phases, and the bytes moved to interleave them."""
-    phases = problem.phases()
-    time = sum(seconds(phase.problem) for phase in phases if phase.problem)
-    if len(phases) > 1:
-        time += 3 * math.prod(problem.input_shape) * problem.itemsize / assembly_bandwidth + 10e-6 * len(phases)
+class GradInputAtOnce:
+    """All phases as output channels, phase by phase, of one forward convolution, and the assembly of its result."""
+
+    def __init__(self, problem: Problem, build_in_place: ForwardBuilder):
+        p = self.problem = problem
+        fused = joint_problem(p)
+        assert fused is not None
+        self.fused = fused
+        self.layout = joint_layout(p, fused)
+        self.in_place = p.in_channels % panel_width(p.dtype) == 0  # no panel holds channels of two phases
+        self.kernel = build_in_place(fused, self.layout) if self.in_place else build_in_place(fused)
+        strides = strides_of(fused.out_channels, fused.output_size, p.channels_last)
+        counts = [min(s, n) for s, n in zip(p.stride, p.input_size, strict=True)]
+        parts = [Part(((d * p.stride[1] + h) * p.stride[2] + w) * p.in_channels * strides[1], *strides)
+                 for d in range(counts[0]) for h in range(counts[1]) for w in range(counts[2])]
+        self.interleaving = Interleaving(p, parts)
+        self.scratch_bytes = self.kernel.scratch_bytes + math.prod(fused.output_shape) * p.itemsize
+
+    def pack(self, w: np.ndarray) -> Any:
+        return self.kernel.pack(w if self.in_place else self.layout.array(self.fused, w))
+
+    def run(self, gy: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
+        parts = operand(math.prod(self.fused.output_shape), out.dtype).reshape(self.fused.output_shape)
+        self.kernel.run(gy, packed, None if bias is None else np.tile(bias, math.prod(self.problem.stride)), parts)
+        self.interleaving(parts, out, out)
+
+
+def joint_problem(problem: Problem) -> Problem | None:
+    """The forward convolution of gy whose output channels are gx's, phase by phase; None where there is none.
+
+    With t + shift = stride * a + residue, `shift` so that low + shift is stride * e: tap t of residue r meets gy at the
+    output's index + e - a.
+    """
+    p = problem
+    if p.groups > 1 or math.prod(p.stride) == 1 or any(d > 1 and k > 1 for d, k in zip(p.dilation, p.kernel_size, strict=True)):
+        return None
+    kernel, padding = [], []
+    for size, outputs, k, s, (low, _) in zip(p.input_size, p.output_size, p.kernel_size, p.stride, p.padding, strict=True):
+        shift = -low % s
+        taps = -(-(k + shift) // s)
+        first = taps - 1 - (low + shift) // s
+        kernel.append(taps)
+        padding.append((first, -(-size // s) + taps - 1 - outputs - first))
+    return replace(p, pass_name="forward", in_channels=p.out_channels, out_channels=p.in_channels * math.prod(p.stride),
+                   input_size=p.output_size, kernel_size=tuple(kernel), stride=(1, 1, 1), dilation=(1, 1, 1), padding=tuple(padding))
+
+
+# -- choosing -------------------------------------------------------------------------------------------------------------
+
+Refuses = Callable[[Problem], str | None]
+Seconds = Callable[[Problem], float]
+
+
+def phases_refusal(problem: Problem, refuses: Refuses) -> str | None:
+    """Why a backend cannot compute a `grad_input`, phase by phase or at once."""
+    joint = joint_problem(problem)
+    if joint is not None and refuses(joint) is None:
+        return None
+    reasons = [refuses(phase.problem) for phase in problem.phases() if phase.problem]
+    return next((reason for reason in reasons if reason), None)
+
+
+def phase_seconds(problem: Problem, seconds: Seconds, assembly_bandwidth: float, refuses: Refuses = lambda problem: None) -> float:
+    """Predicted time of a `grad_input` from that of its phases, or of all at once, and the bytes moved to interleave them."""
+    apart, joint = _both(problem, seconds, refuses)
+    time = min(apart, joint)
+    if math.prod(problem.stride) > 1:
+        time += INTERLEAVED_PASSES * math.prod(problem.input_shape) * problem.itemsize / assembly_bandwidth + INTERLEAVING_SECONDS
     return time
+
+
+INTERLEAVED_PASSES = 2  # times gx's bytes pass memory, all threads together (benchmarks/bench_conv.py, strided backward)
+INTERLEAVING_SECONDS = 4e-6  # of a call
+
+
+def _both(problem: Problem, seconds: Seconds, refuses: Refuses) -> tuple[float, float]:
+    """Predicted time of the phases apart and of all at once, infinite where it is refused."""
+    phases = [phase.problem for phase in problem.phases() if phase.problem]
+    apart = math.inf if any(refuses(phase) for phase in phases) else sum(map(seconds, phases))
+    joint = joint_problem(problem)
+    return apart, math.inf if joint is None or refuses(joint) is not None else seconds(joint)
+
+
+def build_grad_input(problem: Problem, build_in_place: ForwardBuilder, seconds: Seconds, refuses: Refuses = lambda problem: None) -> Kernel:
+    """The faster, as predicted, of the two."""
+    apart, joint = _both(problem, seconds, refuses)
+    return GradInputAtOnce(problem, build_in_place) if joint < apart else GradInputByPhases(problem, build_in_place=build_in_place)

@@ -6,6 +6,7 @@ thinned: a view with other pitches, some of them negative.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,44 @@ class WeightLayout(NamedTuple):
         view = np.lib.stride_tricks.as_strided(w.reshape(-1)[self.start:], sizes, pitches, writeable=False)
         order = (3, 4, 5, 2, 0, 1) if p.channels_last else (0, 1, 2, 3, 4, 5)
         return np.ascontiguousarray(view.transpose(order)).reshape(p.weight_shape)
+
+
+class JointLayout(NamedTuple):
+    """The weights of several convolutions that differ in their taps alone, their outputs one block after the other."""
+
+    start: int
+    output: int
+    blocks: np.ndarray  # offset of each term of a sum, a row for each block; NO_TERM for a zero
+
+    def offsets(self, problem: Problem) -> np.ndarray:
+        """Offset of each term of a sum, block by block."""
+        return self.blocks
+
+    def array(self, problem: Problem, w: np.ndarray) -> np.ndarray:
+        """The weights in an array of their own, of the problem's shape."""
+        blocks, terms = self.blocks.shape
+        outputs = np.arange(problem.out_channels // blocks) * self.output
+        index = (self.blocks[:, None] + outputs[:, None]).reshape(problem.out_channels, terms)
+        values = np.where(index < 0, w.dtype.type(0), w.reshape(-1)[np.maximum(index, 0)])
+        return np.ascontiguousarray(values.T if problem.channels_last else values).reshape(problem.weight_shape)
+
+
+NO_TERM = -(1 << 62)
+
+
+def joint_layout(problem: Problem, joint: Problem) -> JointLayout:
+    """The weights of `joint`, the single convolution of a strided `grad_input`, among those of the gradient."""
+    p, whole = problem, forward_layout(problem)
+    axes = []  # for each axis (residue, tap of the joint kernel): the offset in w
+    for k, s, (low, _), taps, pitch in zip(p.kernel_size, p.stride, p.padding, joint.kernel_size, whole.taps, strict=True):
+        tap = s * np.arange(taps - 1, -1, -1, dtype=np.int64) + np.arange(s, dtype=np.int64)[:, None] - -low % s
+        axes.append(np.where((tap >= 0) & (tap < k), tap * pitch, NO_TERM))
+    d, h, w = axes
+    spatial = d[:, None, None, :, None, None] + h[:, None, None, :, None] + w[:, None, None, :]
+    points = np.where(spatial < 0, NO_TERM, spatial).reshape(math.prod(p.stride), -1)
+    outputs = np.arange(p.out_channels, dtype=np.int64) * whole.output
+    terms = points[:, :, None] + outputs if p.channels_last else points[:, None, :] + outputs[:, None]
+    return JointLayout(0, whole.channel, np.where(terms < 0, NO_TERM, terms).reshape(len(points), -1))
 
 
 def forward_layout(problem: Problem) -> WeightLayout:

@@ -39,7 +39,7 @@ from ._gemm import (
     weight_matrices,
 )
 from ._jit import inlined, num_threads
-from ._phases import GradInputByPhases, phase_seconds
+from ._phases import build_grad_input, phase_seconds
 from ._simd import (
     TILE_COLUMNS,
     TILE_ROWS,
@@ -55,7 +55,7 @@ from ._simd import (
     thawed,
     zero_element,
 )
-from ._weights import WeightLayout, forward_layout
+from ._weights import JointLayout, WeightLayout, forward_layout
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
@@ -214,7 +214,7 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
 class Forward:
     """The forward pass: `pack` makes panels of the weights, `run` convolves with them."""
 
-    def __init__(self, problem: Problem, layout: WeightLayout | None = None):
+    def __init__(self, problem: Problem, layout: WeightLayout | JointLayout | None = None):
         p = self.problem = problem
         width = panel_width(p.dtype)
         panels = p.groups * -(-p.group_out // width)
@@ -267,7 +267,7 @@ class GradWeight:
         self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         points = math.prod(p.output_size)
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
-        matrices = Matrices(p.batch, p.groups, p.group_out, points, 0, p.out_channels * points, *pitches, NO_OFFSETS)
+        matrices = Matrices(p.batch, p.groups, p.group_out, points, 0, p.out_channels * points, *pitches, NO_OFFSETS, 0)
         self.pack = PanelPacking(matrices, self.width, p.dtype)
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -354,8 +354,10 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 
 
 def build(problem: Problem) -> Kernel:
+    from ._machine import machine_constants
+
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, build_in_place=Forward),
+        "forward": Forward, "grad_input": lambda p: build_grad_input(p, Forward, lambda phase: seconds(phase, machine_constants())),
         "grad_weight": lambda p: PointwiseGradWeight(p) if PointwiseGradWeight.takes(p) else GradWeight(p)}
     return passes[problem.pass_name](problem)
 

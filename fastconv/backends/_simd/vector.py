@@ -336,6 +336,21 @@ def load_alternate(typingctx, p, offset):
 
 
 @intrinsic
+def store_interleaved(typingctx, p, offset, even, odd):
+    """Write the lanes of two vectors in turn to p[offset : offset + 2 lanes]."""
+
+    def codegen(context, builder, signature, args):
+        lanes = even.lanes
+        for half in (0, 1):
+            index = [half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)]
+            value = builder.shuffle_vector(args[2], args[3], ir.Constant(ir.VectorType(I32, lanes), index))
+            emit_store(builder, even, value, args[0], builder.add(args[1], I64(half * lanes)))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, even, even), codegen
+
+
+@intrinsic
 def store_first(typingctx, p, offset, value, count):
     """Write the first `count` lanes to p[offset:] and nothing beyond."""
 

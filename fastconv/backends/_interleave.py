@@ -1,0 +1,135 @@
+"""Assembly of a strided gradient: the results of its phases, each at every stride-th point, put together in one pass."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..problem import Problem
+from ._boxes import copy_run, strides_of
+from ._jit import inlined, outlined
+from ._simd import advance, get, lanes_of, load, next_task, parallel_kernel, put, store_interleaved, thawed
+
+RUN = 4096  # elements of a task: about a microsecond
+SERIAL_SIZE = 20_000  # elements that one thread moves sooner than a region starts: 2 us at 40 GB/s
+
+
+class Target(NamedTuple):
+    """Sizes of the assembled image, its strides, and the phases of each axis."""
+
+    images: int
+    channels: int
+    size_d: int
+    size_h: int
+    size_w: int
+    image: int
+    channel: int
+    depth: int
+    row: int
+    column: int
+    stride_d: int
+    stride_h: int
+    stride_w: int
+    phases_h: int
+    phases_w: int
+
+
+class Part(NamedTuple):
+    """Where the elements of one phase lie among the parts; `start` is negative where the phase has no taps."""
+
+    start: int
+    image: int
+    channel: int
+    depth: int
+    row: int
+    column: int
+
+
+PART_FIELDS = len(Part._fields)
+
+
+@inlined
+def part_row(part, n, c, d, h):
+    """Offset of a row of a phase."""
+    return get(part, 0) + n * get(part, 1) + c * get(part, 2) + d * get(part, 3) + h * get(part, 4)
+
+
+@outlined
+def interleave_row(target, g, n, c, d, h, parts, row_parts, bias):
+    """Row (n, c, d, h) of the image, channels first, from the phases of its columns."""
+    lanes = lanes_of(target)
+    done = 0
+    if g.stride_w == 2 and g.size_w > 1 and get(row_parts, 0) >= 0 and get(row_parts, PART_FIELDS) >= 0:
+        even = advance(parts, part_row(row_parts, n, c, d, h))
+        odd = advance(parts, part_row(advance(row_parts, PART_FIELDS), n, c, d, h))
+        while 2 * (done + lanes) <= g.size_w:
+            store_interleaved(target, 2 * done, load(even, done), load(odd, done))
+            done += lanes
+    for r in range(g.phases_w):
+        part = advance(row_parts, r * PART_FIELDS)
+        count = -(-(g.size_w - r) // g.stride_w)
+        if get(part, 0) < 0:
+            for i in range(done, count):
+                put(target, i * g.stride_w + r, get(bias, c))
+        else:
+            source = advance(parts, part_row(part, n, c, d, h))
+            for i in range(done, count):
+                put(target, i * g.stride_w + r, get(source, i))
+
+
+@outlined
+def interleave_pixels(target, g, n, d, h, parts, row_parts, bias):
+    """Row (n, d, h) of the image, channels last."""
+    for r in range(g.phases_w):
+        part = advance(row_parts, r * PART_FIELDS)
+        count = -(-(g.size_w - r) // g.stride_w)
+        for i in range(count):
+            to = advance(target, (i * g.stride_w + r) * g.column)
+            if get(part, 0) < 0:
+                copy_run(to, bias, g.channels)
+            else:
+                copy_run(to, advance(parts, part_row(part, n, 0, d, h) + i * get(part, 5)), g.channels)
+
+
+@parallel_kernel
+def interleave(parts, w, bias, y, constants, scratch, counters, thread, threads):
+    """y from the parts of its phases, by runs of rows; `bias`, through the activation, where a phase has no taps."""
+    g, table, by_rows, lines, run = thawed(constants)
+    rows = g.images * lines * g.size_d * g.size_h
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            h = index % g.size_h
+            d = index // g.size_h % g.size_d
+            c = index // (g.size_h * g.size_d) % lines
+            n = index // (g.size_h * g.size_d * lines)
+            phase = (d % g.stride_d * g.phases_h + h % g.stride_h) * g.phases_w
+            row_parts = advance(table, phase * PART_FIELDS)
+            target = advance(y, n * g.image + c * g.channel + d * g.depth + h * g.row)
+            if by_rows:
+                interleave_row(target, g, n, c, d // g.stride_d, h // g.stride_h, parts, row_parts, bias)
+            else:
+                interleave_pixels(target, g, n, d // g.stride_d, h // g.stride_h, parts, row_parts, bias)
+
+
+class Interleaving:
+    """`interleaving(parts, bias, out)` assembles the image of a `grad_input` from its parts, in the order of their phases."""
+
+    def __init__(self, problem: Problem, parts: list[Part]):
+        p = problem
+        channels, strides = p.in_channels, strides_of(p.in_channels, p.input_size, p.channels_last)
+        phases = [min(s, n) for s, n in zip(p.stride, p.input_size, strict=True)]
+        by_rows = strides[4] == 1 and all(part.column == 1 for part in parts if part.start >= 0)
+        numbers = (p.batch, channels, *p.input_size, *strides, *p.stride, phases[1], phases[2])
+        target = Target(*numbers)
+        lines = channels if by_rows else 1
+        width = p.input_size[2] * (1 if by_rows else channels)
+        self.kernel = interleave.bind(p.dtype, (target, np.array(parts, np.int64), by_rows, lines, -(-RUN // max(1, width))),
+                                      parallel=math.prod(p.input_shape) > SERIAL_SIZE)
+
+    def __call__(self, parts: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+        self.kernel(parts, bias, bias, out)
