@@ -23,11 +23,7 @@ from .problem import ACCURACIES, Options, Problem
 __all__ = ["Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "is_ready", "lookup", "make_options", "run", "shape_of"]
 
 CALLS_KEPT = 4096
-<<<<<<< HEAD
-=======
 SMALL_SUM = 16_384  # elements that NumPy adds before a kernel is called (benchmarks/bench_conv.py, tiny)
-SHAPES_KEPT = 16  # of one plan, each with its packed weights
->>>>>>> 3364399 (wip sums)
 
 
 # -- check ----------------------------------------------------------------------------------------------------------------

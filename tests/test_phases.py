@@ -57,6 +57,12 @@ def test_the_joint_problem_covers_the_image(case):
 
 
 def test_no_joint_problem():
-    """Groups, dilation and a stride of one have none."""
-    for options in (dict(groups=1), dict(stride=2, dilation=2)):
+    """Dilation and a stride of one have none."""
+    for options in (dict(stride=1), dict(stride=2, dilation=2)):
         assert joint_problem(gradient((9, 9), (3, 3), "NCHW", **options)) is None
+
+
+def test_an_exact_joint_problem_has_no_zeros_for_weights():
+    assert joint_problem(gradient((9, 9), (3, 3), "NCHW", stride=2), exact=True) is None
+    assert joint_problem(gradient((9, 9), (4, 4), "NCHW", stride=2, padding=1), exact=True) is None
+    assert joint_problem(gradient((9, 9), (4, 4), "NCHW", stride=2), exact=True) is not None

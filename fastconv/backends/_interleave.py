@@ -132,4 +132,4 @@ class Interleaving:
                                       parallel=math.prod(p.input_shape) > SERIAL_SIZE)
 
     def __call__(self, parts: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
-        self.kernel(parts, bias, bias, out)
+        self.kernel(parts, bias, bias, out.reshape(-1))

@@ -78,17 +78,18 @@ class GradInputByPhases:
                 packed.append(kernel.pack(w if self.in_place else layout.array(phase.problem, w)))
         return packed
 
-    def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> None:
+    def run(self, gy: np.ndarray, packed: list[Any], bias: np.ndarray | None, out: np.ndarray) -> bool:
         if self.interleaving is None:
             assert self.kernels[0] is not None
-            self.kernels[0].run(gy, packed[0], bias, out)
-            return
+            return self.kernels[0].run(gy, packed[0], bias, out) is not False
         parts = operand(self.size, out.dtype)
+        finite = True
         for phase, kernel, weights, start in zip(self.phases, self.kernels, packed, self.starts, strict=True):
             if kernel is not None and phase.problem is not None:
                 shape = phase.problem.output_shape
-                kernel.run(gy, weights, bias, parts[start:start + math.prod(shape)].reshape(shape))
+                finite &= kernel.run(gy, weights, bias, parts[start:start + math.prod(shape)].reshape(shape)) is not False
         self.interleaving(parts, self._bias_alone(bias), out)
+        return finite
 
     def _bias_alone(self, bias: np.ndarray | None) -> np.ndarray:
         """What gx is where no tap reaches."""
@@ -121,14 +122,18 @@ class GradInputAtOnce:
     def pack(self, w: np.ndarray) -> Any:
         return self.kernel.pack(w if self.in_place else self.layout.array(self.fused, w))
 
-    def run(self, gy: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
+    def run(self, gy: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> bool:
         parts = operand(math.prod(self.fused.output_shape), out.dtype).reshape(self.fused.output_shape)
-        self.kernel.run(gy, packed, None if bias is None else np.tile(bias, math.prod(self.problem.stride)), parts)
-        self.interleaving(parts, out, out)
+        finite = self.kernel.run(gy, packed, None if bias is None else np.tile(bias, math.prod(self.problem.stride)), parts)
+        self.interleaving(parts.reshape(-1), parts.reshape(-1), out)
+        return finite is not False
 
 
-def joint_problem(problem: Problem) -> Problem | None:
+def joint_problem(problem: Problem, exact: bool = False) -> Problem | None:
     """The forward convolution of gy whose output channels are gx's, phase by phase; None where there is none.
+
+    Its weights are zero where a phase has fewer taps than another. A NaN in gy then reaches points of gx that no tap of the
+    problem's takes it to: with `exact` there is no such convolution.
 
     With t + shift = stride * a + residue, `shift` so that low + shift is stride * e: tap t of residue r meets gy at the
     output's index + e - a.
@@ -140,6 +145,8 @@ def joint_problem(problem: Problem) -> Problem | None:
     for size, outputs, k, s, (low, _) in zip(p.input_size, p.output_size, p.kernel_size, p.stride, p.padding, strict=True):
         shift = -low % s
         taps = -(-(k + shift) // s)
+        if exact and taps * s != k:
+            return None
         first = taps - 1 - (low + shift) // s
         kernel.append(taps)
         padding.append((first, -(-size // s) + taps - 1 - outputs - first))
@@ -153,8 +160,13 @@ Refuses = Callable[[Problem], str | None]
 Seconds = Callable[[Problem], float]
 
 
+def takes_all(problem: Problem) -> str | None:
+    """Refuse nothing."""
+    return None
+
+
 def phases_refusal(problem: Problem, refuses: Refuses) -> str | None:
-    """Why a backend cannot compute a `grad_input`, phase by phase or at once."""
+    """Why a backend that does not sum directly cannot compute a `grad_input`, phase by phase or at once."""
     joint = joint_problem(problem)
     if joint is not None and refuses(joint) is None:
         return None
@@ -162,10 +174,9 @@ def phases_refusal(problem: Problem, refuses: Refuses) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def phase_seconds(problem: Problem, seconds: Seconds, assembly_bandwidth: float, refuses: Refuses = lambda problem: None) -> float:
+def phase_seconds(problem: Problem, seconds: Seconds, assembly_bandwidth: float, refuses: Refuses = takes_all, exact: bool = True) -> float:
     """Predicted time of a `grad_input` from that of its phases, or of all at once, and the bytes moved to interleave them."""
-    apart, joint = _both(problem, seconds, refuses)
-    time = min(apart, joint)
+    time = min(_both(problem, seconds, refuses, exact))
     if math.prod(problem.stride) > 1:
         time += INTERLEAVED_PASSES * math.prod(problem.input_shape) * problem.itemsize / assembly_bandwidth + INTERLEAVING_SECONDS
     return time
@@ -175,15 +186,16 @@ INTERLEAVED_PASSES = 2  # times gx's bytes pass memory, all threads together (be
 INTERLEAVING_SECONDS = 4e-6  # of a call
 
 
-def _both(problem: Problem, seconds: Seconds, refuses: Refuses) -> tuple[float, float]:
+def _both(problem: Problem, seconds: Seconds, refuses: Refuses, exact: bool) -> tuple[float, float]:
     """Predicted time of the phases apart and of all at once, infinite where it is refused."""
     phases = [phase.problem for phase in problem.phases() if phase.problem]
     apart = math.inf if any(refuses(phase) for phase in phases) else sum(map(seconds, phases))
-    joint = joint_problem(problem)
+    joint = joint_problem(problem, exact)
     return apart, math.inf if joint is None or refuses(joint) is not None else seconds(joint)
 
 
-def build_grad_input(problem: Problem, build_in_place: ForwardBuilder, seconds: Seconds, refuses: Refuses = lambda problem: None) -> Kernel:
-    """The faster, as predicted, of the two."""
-    apart, joint = _both(problem, seconds, refuses)
+def build_grad_input(problem: Problem, build_in_place: ForwardBuilder, seconds: Seconds, refuses: Refuses = takes_all,
+                     exact: bool = True) -> Kernel:
+    """The faster, as predicted, of the two; `exact` for a backend that sums directly."""
+    apart, joint = _both(problem, seconds, refuses, exact)
     return GradInputAtOnce(problem, build_in_place) if joint < apart else GradInputByPhases(problem, build_in_place=build_in_place)

@@ -125,6 +125,6 @@ def channel_sums(image: np.ndarray, axis: int) -> np.ndarray:
     kernel, count = _bound(outer, channels, inner, image.dtype.name)
     parts = np.empty(count * channels)
     target = parts.view(image.dtype)
-    kernel(image.reshape(outer, channels, inner, 1, 1), target, target, target)
+    kernel(image.reshape(-1), target, target, target)
     with np.errstate(invalid="ignore", over="ignore"):
         return parts.reshape(count, channels).sum(axis=0).astype(image.dtype)

@@ -392,12 +392,6 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
-def total(typingctx, value):
-    """The sum of the lanes, added pairwise."""
-    return value.dtype(value), lambda context, builder, signature, args: emit_sum(builder, value, args[0])
-
-
-@intrinsic
 def rectify(typingctx, value, slope, ceiling):
     """Lanes below zero times `slope` (0 makes them 0, infinities too), then cut at `ceiling`; NaN stays NaN."""
     vector = value
