@@ -80,6 +80,9 @@ class Backend:
     build: Callable[[Problem], Kernel]
     pack_seconds: Callable[[Problem, Machine], float] = lambda problem, machine: 0.0
     prepare: Callable[[str], None] = lambda dtype: None  # compile what problems of a dtype may need beyond the kernels
+    # Predicts `run` for what `pack` made of the weights at hand; given by backends that take some weights only, whose `seconds`
+    # is for the best of them and whose `pack` raises BackendError for those it does not take.
+    packed_seconds: Callable[[Problem, Machine, Any], float] | None = None
     sums_directly: bool = True  # False where one non-finite input reaches outputs that the direct sum keeps finite
 
 
