@@ -10,7 +10,7 @@ import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
 from ._calls import Call, batched, execute, is_ready, lookup, shape_of
-from .dispatcher import Plan
+from .dispatcher import PackedBy, Plan
 from .problem import Options, Problem
 
 __all__ = ["Convolution"]
@@ -88,8 +88,10 @@ class Convolution:
 
     @property
     def backend(self) -> str:
-        """Name of the backend chosen."""
-        return self.plan.backend
+        """Name of the backend chosen for these weights."""
+        plan = self.plan
+        packed = next(iter(self._packed.values()))[1]
+        return packed.backend if isinstance(packed, PackedBy) else plan.backend
 
     @property
     def problem(self) -> Problem:
@@ -97,4 +99,6 @@ class Convolution:
         return self.plan.problem
 
     def __repr__(self) -> str:
+        if self._packed and self.backend != self.plan.backend:
+            return f"{self.plan!r}\nfor these weights: {self.backend}"
         return repr(self.plan) if self._packed else f"{self._ndim}-D convolution, not planned yet: no input_shape given"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -178,7 +178,11 @@ def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
         predicted = backend.seconds(problem, constants)
         if not prepacked or problem.pass_name == "grad_weight":  # gy is new at each call
             predicted += backend.pack_seconds(problem, constants)
-        candidates.append(Candidate(name, None, predicted, measured.get(name)))
+        if backend.packed_seconds is not None:
+            reason = f"takes some weights only, the best of them in {predicted * 1e3:.4f} ms"
+            candidates.append(Candidate(name, reason, suited_seconds=predicted))
+        else:
+            candidates.append(Candidate(name, None, predicted, measured.get(name)))
     # Measured times rank among themselves; a backend that was never measured does not compete with one that was.
     known = any(candidate.measured_seconds is not None for candidate in candidates)
     return sorted(candidates, key=lambda c: (c.refusal is not None, known and c.measured_seconds is None, c.seconds))
@@ -200,11 +204,30 @@ def _plan(problem: Problem, choice: Choice, prepacked: bool, threads: int, gener
         wisdom.store.update({wisdom.key_of(lowered): measure(lowered, prepacked)})
         candidates = rank(lowered, prepacked)
         name, reason = candidates[0].name, "measured to be the fastest just now (FASTCONV_TUNE=measure)"
-    backend = load(lowered.device)[name]
-    kernel: Kernel = backend.build(lowered) if lowered.flops else EmptySum(lowered)
-    if lowered.flops and not backend.sums_directly:
-        kernel = ExactNonFinite(kernel, lowered, candidates)
+    general = next(candidate for candidate in candidates if candidate.name == name)
+    kernel = _build(name, lowered, candidates)
+    picky = _picky(candidates, choice, general)
+    if picky is not None and lowered.flops:
+        kernel = ByWeights(lowered, picky, _build(picky, lowered, candidates), general, kernel, choice)
+        reason = f"asked for by {choice.source}" if choice.name == picky else f"{reason}; {picky!r} for weights that suit it"
+        name = picky if choice.name == picky else name
     return Plan(problem, name, wrap(kernel), tuple(candidates), reason)
+
+
+def _build(name: str, problem: Problem, candidates: Sequence[Candidate]) -> Kernel:
+    backend = load(problem.device)[name]
+    if not problem.flops:
+        return EmptySum(problem)
+    kernel = backend.build(problem)
+    return kernel if backend.sums_directly else ExactNonFinite(kernel, problem, candidates)
+
+
+def _picky(candidates: Sequence[Candidate], choice: Choice, general: Candidate) -> str | None:
+    """The backend that may do better than `general`, or was asked for, if the weights suit it."""
+    if choice.name is not None:
+        return next((c.name for c in candidates if c.name == choice.name and c.suited_seconds is not None), None)
+    able = [(c.suited_seconds, c.name) for c in candidates if c.suited_seconds is not None and c.suited_seconds < general.seconds]
+    return min(able)[1] if able else None
 
 
 def _choose(candidates: Sequence[Candidate], choice: Choice, problem: Problem) -> tuple[str, str]:
@@ -215,6 +238,8 @@ def _choose(candidates: Sequence[Candidate], choice: Choice, problem: Problem) -
     asked = next(candidate for candidate in candidates if candidate.name == choice.name)
     if asked.refusal is None:
         return asked.name, f"asked for by {choice.source}"
+    if asked.suited_seconds is not None:
+        return best.name, reason
     message = f"backend {choice.name!r} cannot compute this problem: {asked.refusal} ({describe(problem)})"
     if choice.source != "FASTCONV_BACKEND":
         raise BackendError(message)
@@ -232,6 +257,51 @@ def _tuning() -> bool:
     if mode not in ("off", "measure"):
         raise ValueError(f"FASTCONV_TUNE must be 'off' or 'measure', got {mode!r}")
     return mode == "measure"
+
+
+class PackedBy(NamedTuple):
+    """What `ByWeights` packed: the backend that took the weights, its kernel, and what that made of them."""
+
+    backend: str
+    kernel: Kernel
+    packed: Any
+
+
+class ByWeights:
+    """A kernel that chooses when the weights are known: a picky backend where it takes them and gains by it, else a general one."""
+
+    def __init__(self, problem: Problem, name: str, picky: Kernel, general: Candidate, general_kernel: Kernel, choice: Choice):
+        self.problem, self.name, self.picky = problem, name, picky
+        self.general, self.general_kernel, self.choice = general, general_kernel, choice
+
+    def pack(self, second: np.ndarray) -> PackedBy:
+        try:
+            packed = self.picky.pack(second)
+        except BackendError as refusal:
+            if self.choice.name is not None:
+                self._not_as_asked(refusal)
+        else:
+            if self.choice.name is not None or self._predicted(packed) < self.general.seconds:
+                return PackedBy(self.name, self.picky, packed)
+        return PackedBy(self.general.name, self.general_kernel, self.general_kernel.pack(second))
+
+    def run(self, first: np.ndarray, packed: PackedBy, bias: np.ndarray | None, out: np.ndarray) -> bool | None:
+        return packed.kernel.run(first, packed.packed, bias, out)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return max(self.picky.scratch_bytes, self.general_kernel.scratch_bytes)
+
+    def _predicted(self, packed: Any) -> float:
+        backend = load(self.problem.device)[self.name]
+        assert backend.packed_seconds is not None
+        return backend.packed_seconds(self.problem, machine(), packed[0] if isinstance(self.picky, ExactNonFinite) else packed)
+
+    def _not_as_asked(self, refusal: BackendError) -> None:
+        message = f"backend {self.name!r} cannot compute this problem: {refusal} ({describe(self.problem)})"
+        if self.choice.source != "FASTCONV_BACKEND":
+            raise BackendError(message) from None
+        _warn_once(f"FASTCONV_BACKEND: {message}; using {self.general.name!r}")
 
 
 class ExactNonFinite:

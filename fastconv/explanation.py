@@ -20,6 +20,7 @@ class Candidate:
     refusal: str | None = None
     predicted_seconds: float | None = None  # of a run, and of packing too unless the plan is made for many runs
     measured_seconds: float | None = None
+    suited_seconds: float | None = None  # predicted for the best weights, where a backend takes some weights only
 
     @property
     def seconds(self) -> float:

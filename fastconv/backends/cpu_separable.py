@@ -267,6 +267,8 @@ def terms_within(problem: Problem) -> float:
 def find_terms(kernels: np.ndarray, within: float) -> Terms | None:
     """The fewest terms that leave out at most `within` of each kernel's norm; None where there would be more than MOST_TERMS."""
     kernels = kernels.astype(np.float64)
+    if len(kernels) > 1 and find_terms(kernels[:1], within) is None:  # most often all are alike, and one is soon tried
+        return None
     norms = np.sqrt((kernels**2).sum(axis=(1, 2)))
     if not np.isfinite(norms).all():
         return None
@@ -371,8 +373,8 @@ REMEMBERED_BYTES = 32 * 1024  # of weights whose terms plain calls find again by
 DOWN_EFFICIENCY = 0.8  # share of the peak in the pass down the columns (benchmarks/bench_conv.py, Gaussian filters)
 ALONG_EFFICIENCY = 0.45  # and along the rows, whose loads are unaligned (the same)
 CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
-PACK_SECONDS = 30e-6  # of finding one term again
-FIND_SECONDS = 4e-9  # of an element in a step of finding the terms
+PACK_SECONDS = 10e-6  # of finding one term again
+FIND_SECONDS = 3e-9  # of an element of weights whose terms are to be found (the same)
 
 
 def refuses(problem: Problem) -> str | None:
@@ -423,7 +425,7 @@ def packed_seconds(problem: Problem, machine: Machine, packed: Packed | list[Pac
 def pack_seconds(problem: Problem, machine: Machine) -> float:
     """Finding the terms again where they are remembered, else by elimination."""
     size = math.prod(problem.weight_shape)
-    return PACK_SECONDS + (0 if size * problem.itemsize <= REMEMBERED_BYTES else FIND_SECONDS * MOST_TERMS * size)
+    return PACK_SECONDS + (0 if size * problem.itemsize <= REMEMBERED_BYTES else FIND_SECONDS * size)
 
 
 def build(problem: Problem) -> Kernel:
