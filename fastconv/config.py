@@ -19,6 +19,7 @@ __all__ = ["describe", "get_num_threads", "set_num_threads", "show_config", "war
 
 # One forward and one weight gradient per backend reach every kernel that a dtype has; both layouts share them.
 WARMUP_CASES = (((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1}), ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8}))
+STRIDED_CASE = ((1, 8, 24, 24), (40, 8, 3, 3), {"stride": 2})
 
 
 def set_num_threads(count: int) -> None:
@@ -55,9 +56,9 @@ def get_num_threads() -> int:
 
 def kernels() -> dict[str, Any]:
     """Every compiled entry point of the CPU backends, by name."""
-    from .backends import _activation, _gemm, _jit, _machine, load
+    from .backends import _activation, _gemm, _interleave, _jit, _machine, _sums, load
 
-    modules: list[ModuleType] = [_activation, _gemm, _machine]
+    modules: list[ModuleType] = [_activation, _gemm, _interleave, _machine, _sums]
     modules += [sys.modules[f"{__package__}.backends.cpu_{name}"] for name in load("cpu")]
     return _jit.compiled_kernels(modules)
 
@@ -83,7 +84,9 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
     """
     from .backends import load
     from .backends._activation import apply
+    from .backends._interleave import NO_PART, Interleaving
     from .backends._simd import prepare_launch
+    from .backends._sums import channel_sums
     from .dispatcher import machine
 
     start = time.perf_counter()
@@ -107,10 +110,18 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
             start = time.perf_counter()
             backend.prepare(computed)
             times.append((f"{name} variants {computed}", time.perf_counter() - start))
+        start = time.perf_counter()
+        problem = Problem.create("grad_input", 2, *STRIDED_CASE[:2], computed, Options(**STRIDED_CASE[2]))
+        Interleaving(problem, [NO_PART] * 4)
+        times.append((f"interleaving {computed}", time.perf_counter() - start))
         if np.dtype(computed).kind == "f":
             start = time.perf_counter()
             apply("sigmoid", np.zeros(1, computed))
             times.append((f"activations {computed}", time.perf_counter() - start))
+            start = time.perf_counter()
+            for size in (1, 2):  # channels last, channels first
+                channel_sums(np.zeros((1, 1, size), computed), 1)
+            times.append((f"sums {computed}", time.perf_counter() - start))
     return times
 
 

@@ -48,6 +48,7 @@ class Part(NamedTuple):
 
 
 PART_FIELDS = len(Part._fields)
+NO_PART = Part(-1, 0, 0, 0, 0, 0)
 
 
 @inlined

@@ -23,12 +23,10 @@ from ..problem import Problem
 from . import Kernel
 from ._boxes import strides_of
 from ._gemm import panel_width
-from ._interleave import Interleaving, Part
+from ._interleave import NO_PART, Interleaving, Part
 from ._rectifiers import RECTIFIERS
 from ._scratch import operand
 from ._weights import JointLayout, WeightLayout, joint_layout, phase_layout
-
-NO_PART = Part(-1, 0, 0, 0, 0, 0)
 
 
 class ForwardBuilder(Protocol):
