@@ -25,7 +25,7 @@ from ._boxes import strides_of
 from ._gemm import panel_width
 from ._interleave import NO_PART, Interleaving, Part
 from ._rectifiers import RECTIFIERS
-from ._scratch import operand
+from ._scratch import shared
 from ._weights import JointLayout, WeightLayout, joint_layout, phase_layout
 
 
@@ -80,7 +80,7 @@ class GradInputByPhases:
         if self.interleaving is None:
             assert self.kernels[0] is not None
             return self.kernels[0].run(gy, packed[0], bias, out) is not False
-        parts = operand(self.size, out.dtype)
+        parts = shared("phases", self.size, out.dtype)
         finite = True
         for phase, kernel, weights, start in zip(self.phases, self.kernels, packed, self.starts, strict=True):
             if kernel is not None and phase.problem is not None:
@@ -121,7 +121,7 @@ class GradInputAtOnce:
         return self.kernel.pack(w if self.in_place else self.layout.array(self.fused, w))
 
     def run(self, gy: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> bool:
-        parts = operand(math.prod(self.fused.output_shape), out.dtype).reshape(self.fused.output_shape)
+        parts = shared("phases", math.prod(self.fused.output_shape), out.dtype).reshape(self.fused.output_shape)
         finite = self.kernel.run(gy, packed, None if bias is None else np.tile(bias, math.prod(self.problem.stride)), parts)
         self.interleaving(parts.reshape(-1), parts.reshape(-1), out)
         return finite is not False

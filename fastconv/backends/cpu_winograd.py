@@ -29,9 +29,9 @@ from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, call_transform, transform_address
 from ._boxes import copy_run, fill_run, strides_of
-from ._gemm import Matrices, PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, store_points, tile_addresses
+from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, store_points, tile_addresses, weight_matrices
 from ._jit import num_threads, outlined
-from ._phases import GradInputByPhases, phase_seconds
+from ._phases import build_grad_input, phase_seconds, phases_refusal
 from ._scratch import operand
 from ._simd import (
     TILE_ROWS,
@@ -51,6 +51,7 @@ from ._simd import (
     zero,
     zero_element,
 )
+from ._weights import JointLayout, WeightLayout, forward_layout
 from ._winograd_choice import (
     CALL_SECONDS,
     PACK_PASSES,
@@ -264,7 +265,7 @@ def winograd_weights(panels, unused, bias, u, constants, scratch, counters, thre
 class Forward:
     """The forward pass: `pack` transforms the weights, `run` convolves with them."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, layout: WeightLayout | JointLayout | None = None):
         from ._machine import machine_constants
 
         p = self.problem = problem
@@ -282,6 +283,7 @@ class Forward:
         self.kernel = winograd_forward.bind(p.dtype, constants, scratch=sum(space), counters=boxes, parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(num_threads())
         self.bias = PaddedBias(p, self.width)
+        self.panels = PanelPacking(weight_matrices(p, layout or forward_layout(p)), self.width, p.dtype)
         self._plan_weights(g.u_product)
 
     def _cut(self) -> tuple[Geometry, Source, Tiling]:
@@ -320,8 +322,6 @@ class Forward:
     def _plan_weights(self, u_product: int) -> None:
         p, a = self.problem, self.algorithm
         panels = p.groups * -(-p.group_out // self.width)
-        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * p.taps, p.taps, 1)
-        self.panels = PanelPacking(Matrices(1, p.groups, p.group_out, p.taps, 0, *pitches), self.width, p.dtype)
         kernel_d, kernel_h, kernel_w = p.kernel_size
         taps = WeightTaps(
             transform_address(WEIGHTS, *a.keys, p.dtype), panels, p.group_in, kernel_d, kernel_h, kernel_w, a.fold_h, a.fold_w,
@@ -357,8 +357,7 @@ def refuses(problem: Problem) -> str | None:
     if p.accuracy == "strict":
         return "its error exceeds a plain sum's: accuracy='strict' refuses that"
     if p.pass_name == "grad_input":
-        reasons = [refuses(phase.problem) for phase in p.phases() if phase.problem]
-        return next((reason for reason in reasons if reason), None)
+        return phases_refusal(p, refuses)
     if p.group_out < SMALLEST_CHANNELS or p.group_in * math.prod(p.stride) < SMALLEST_CHANNELS:
         return f"needs {SMALLEST_CHANNELS} input and output channels a group, not {p.group_in} and {p.group_out}"
     if not algorithms(p):
@@ -368,7 +367,7 @@ def refuses(problem: Problem) -> str | None:
 
 def seconds(problem: Problem, machine: Machine) -> float:
     if problem.pass_name == "grad_input":
-        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
+        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth, refuses, exact=False)
     return best_algorithm(problem, machine)[0]
 
 
@@ -381,8 +380,11 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 
 
 def build(problem: Problem) -> Kernel:
+    from ._machine import machine_constants
+
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_input": lambda p: GradInputByPhases(p, Forward), "grad_weight": GradWeight}
+        "forward": Forward, "grad_weight": GradWeight,
+        "grad_input": lambda p: build_grad_input(p, Forward, lambda phase: seconds(phase, machine_constants()), refuses, exact=False)}
     return passes[problem.pass_name](problem)
 
 
