@@ -8,6 +8,7 @@ as many. Everything is generic in the element type (float32, float64, int32, int
 
     vector.py     the type, pointers, loads and stores, arithmetic
     tile.py       register tiles and the steps of the micro-kernels
+    strip.py      strips of planes: straight-line code over the rows of an image
     threads.py    a kernel's work on Numba's thread pool
 
 `tile_outer` is one step of the GEMM micro-kernel, tile[r][c] += x[offset[r]] * w[c] (x broadcast, w one vector a column).
@@ -15,29 +16,33 @@ Its rows are addressed through a table of offsets, so the same code serves any s
 im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s on a core.
 """
 
+from .strip import gradient_tile, strip_tile, tap_vectors
 from .threads import BoundKernel, next_task, parallel_kernel, prepare_launch, raise_flag, thawed
 from .tile import (
     DOT_TILE,
-    LANES_TILE_COLUMNS,
-    LANES_TILE_ROWS,
-    LANES_TILE_SINGLE,
+    LANES_TILES,
     TILE_COLUMNS,
     TILE_ROWS,
     TILE_SIZES,
     call_tile,
+    column_pointers,
     tile_columns_of,
     tile_dot,
     tile_dot_first,
     tile_lanes,
     tile_load,
     tile_outer,
+    tile_pixels,
     tile_signature,
     tile_slide,
     tile_store,
+    tile_store_lanes,
+    tile_store_pixels,
     tile_totals,
     tile_zeros,
     transpose_block,
     transpose_chosen,
+    transpose_whole,
 )
 from .vector import (
     VECTOR_BYTES,
@@ -52,6 +57,7 @@ from .vector import (
     lanes_of,
     load,
     load_alternate,
+    load_between,
     load_first,
     misalignment,
     pointer,
@@ -70,9 +76,7 @@ from .vector import (
 
 __all__ = [
     "DOT_TILE",
-    "LANES_TILE_COLUMNS",
-    "LANES_TILE_ROWS",
-    "LANES_TILE_SINGLE",
+    "LANES_TILES",
     "TILE_COLUMNS",
     "TILE_ROWS",
     "TILE_SIZES",
@@ -84,12 +88,15 @@ __all__ = [
     "as_int32",
     "as_int64",
     "call_tile",
+    "column_pointers",
     "fma",
     "get",
+    "gradient_tile",
     "lane_count",
     "lanes_of",
     "load",
     "load_alternate",
+    "load_between",
     "load_first",
     "misalignment",
     "next_task",
@@ -105,6 +112,8 @@ __all__ = [
     "store",
     "store_first",
     "store_interleaved",
+    "strip_tile",
+    "tap_vectors",
     "thawed",
     "tile_columns_of",
     "tile_dot",
@@ -112,14 +121,18 @@ __all__ = [
     "tile_lanes",
     "tile_load",
     "tile_outer",
+    "tile_pixels",
     "tile_signature",
     "tile_slide",
     "tile_store",
+    "tile_store_lanes",
+    "tile_store_pixels",
     "tile_totals",
     "tile_zeros",
     "total",
     "transpose_block",
     "transpose_chosen",
+    "transpose_whole",
     "zero",
     "zero_element",
 ]

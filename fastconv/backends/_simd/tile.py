@@ -13,6 +13,7 @@ from .vector import (
     VECTOR_REGISTERS,
     VectorType,
     emit_call,
+    emit_epilogue,
     emit_fma,
     emit_in_order,
     emit_load,
@@ -30,9 +31,8 @@ from .vector import (
 TILE_ROWS = 14 if VECTOR_REGISTERS == 32 else 6
 TILE_SIZES = (14, 10, 8, 4, 2) if VECTOR_REGISTERS == 32 else (6, 4, 2)  # rows of the tiles there are, the largest first
 TILE_COLUMNS = 2
-# The same for tiles whose lanes are pixels: several output channels at once, or one with more pixels.
-LANES_TILE_ROWS, LANES_TILE_COLUMNS = (4, 6) if VECTOR_REGISTERS == 32 else (4, 2)
-LANES_TILE_SINGLE = 8 if VECTOR_REGISTERS == 32 else 6
+# The same for tiles whose lanes are pixels: output channels at once -> vectors of pixels.
+LANES_TILES = {1: 8, 2: 8, 3: 8, 4: 6, 6: 4} if VECTOR_REGISTERS == 32 else {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
 DOT_TILE = 6  # taps of a weight gradient at once
 
 
@@ -121,23 +121,57 @@ def tile_outer(typingctx, tile, x, offsets, w, rows):
 
 
 @intrinsic(prefer_literal=True)
-def tile_lanes(typingctx, tile, x, offsets, w, rows):
-    """tile[r][c] += w[r] * x[offsets[c]:]: the step of the direct kernels, whose lanes are pixels."""
+def column_pointers(typingctx, x, offsets, columns):
+    """The tuple of x + offsets[c]; `offsets` points to int32."""
+    result = types.UniTuple(x, columns.literal_value)
+
+    def codegen(context, builder, signature, args):
+        offsets = [builder.sext(builder.load(builder.gep(args[1], [I64(c)])), I64) for c in range(columns.literal_value)]
+        return context.make_tuple(builder, result, [builder.gep(args[0], [offset]) for offset in offsets])
+
+    return result(x, offsets, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_lanes(typingctx, tile, columns, offset, w, rows):
+    """tile[r][c] += w[r] * columns[c][offset:]: the step of the direct kernels, whose lanes are pixels."""
     vector, height, width = _grid(tile, rows)
 
     def codegen(context, builder, signature, args):
         values = cgutils.unpack_tuple(builder, args[0])
-        columns = []
-        for c in range(width):
-            offset = builder.sext(builder.load(builder.gep(args[2], [I64(c)])), I64)
-            columns.append(emit_load(builder, vector, args[1], offset))
+        loaded = [emit_load(builder, vector, column, args[2]) for column in cgutils.unpack_tuple(builder, args[1])]
         new = []
         for r in range(height):
             left = emit_splat(builder, builder.load(builder.gep(args[3], [I64(r)])), vector.lanes)
-            new += emit_in_order(builder, [emit_fma(builder, vector, left, columns[c], values[r * width + c]) for c in range(width)])
+            new += emit_in_order(builder, [emit_fma(builder, vector, left, loaded[c], values[r * width + c]) for c in range(width)])
         return context.make_tuple(builder, tile, new)
 
-    return tile(tile, x, offsets, w, rows), codegen
+    return tile(tile, columns, types.intp, w, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_store_lanes(typingctx, y, pitch, offsets, counts, tile, epilogue, rows):
+    """y[r * pitch + offsets[c]:] = the first counts[c] lanes of epilogue(tile[r][c])."""
+    vector, height, width = _grid(tile, rows)
+
+    def codegen(context, builder, signature, args):
+        y, pitch, offsets, counts, values, epilogue = args[:6]
+        values = emit_epilogue(builder, vector, cgutils.unpack_tuple(builder, values), epilogue)
+        for c in range(width):
+            count = builder.sext(builder.load(builder.gep(counts, [I64(c)])), I64)
+            start = builder.gep(y, [builder.load(builder.gep(offsets, [I64(c)]))])
+            targets = [builder.gep(start, [builder.mul(pitch, I64(r))]) for r in range(height)]
+            with builder.if_else(builder.icmp_signed("==", count, I64(vector.lanes)), likely=True) as (whole, cut):
+                with whole:
+                    for r, target in enumerate(targets):
+                        emit_store(builder, vector, values[r * width + c], target)
+                with cut:
+                    mask = mask_first(builder, count, vector.lanes)
+                    for r, target in enumerate(targets):
+                        emit_store_masked(builder, vector, values[r * width + c], mask, target)
+        return context.get_dummy_value()
+
+    return types.void(y, types.intp, offsets, counts, tile, epilogue, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -194,6 +228,47 @@ def tile_dot_first(typingctx, tile, x, offsets, g, count):
     return tile(tile, x, offsets, g, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_pixels(typingctx, tile, x, w, taps):
+    """tile[p] += sum over k < taps of x[p + k] * w[k], a vector a pixel: the step of the kernels whose lanes are channels."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[0])
+        scales = [emit_load(builder, vector, args[2], k * vector.lanes) for k in range(taps.literal_value)]
+        for i in range(len(values) + taps.literal_value - 1):
+            value = emit_load(builder, vector, args[1], i * vector.lanes)
+            for k, scale in enumerate(scales):
+                if 0 <= i - k < len(values):
+                    values[i - k] = emit_fma(builder, vector, value, scale, values[i - k])
+        return context.make_tuple(builder, tile, values)
+
+    return tile(tile, x, w, taps), codegen
+
+
+@intrinsic
+def tile_store_pixels(typingctx, y, pitch, tile, count, channels, epilogue):
+    """y[p * pitch:] = the first `channels` lanes of epilogue(tile[p]) for p < count."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        y, pitch, values, count, channels, epilogue = args
+        values = emit_epilogue(builder, vector, cgutils.unpack_tuple(builder, values), epilogue)
+        mask = mask_first(builder, channels, vector.lanes)
+        whole = builder.icmp_signed(">=", channels, I64(vector.lanes))
+        for p, value in enumerate(values):
+            with builder.if_then(builder.icmp_signed("<", I64(p), count), likely=True):
+                target = builder.gep(y, [builder.mul(pitch, I64(p))])
+                with builder.if_else(whole, likely=True) as (all_lanes, some):
+                    with all_lanes:
+                        emit_store(builder, vector, value, target)
+                    with some:
+                        emit_store_masked(builder, vector, value, mask, target)
+        return context.get_dummy_value()
+
+    return types.void(y, types.intp, tile, types.intp, types.intp, epilogue), codegen
+
+
 def tile_signature(pointer: types.CPointer) -> tuple[types.Type, ...]:
     """Argument types of a GEMM micro-kernel: x, row offsets, k offsets, depth, w, width, start, start pitch, sums."""
     offsets = types.CPointer(types.int32)
@@ -241,8 +316,10 @@ def transpose_block(typingctx, source, source_pitch, rows, columns, target, targ
         nothing = ir.Constant(read.type, [0] * vector.lanes)
         block = []
         for r in range(vector.lanes):
-            row_mask = builder.select(builder.icmp_signed("<", I64(r), rows), read, nothing)
-            block.append(emit_load_masked(builder, vector, row_mask, source, builder.mul(source_pitch, I64(r))))
+            there = builder.icmp_signed("<", I64(r), rows)
+            # A load without lanes from a page that is not mapped takes hundreds of cycles.
+            row = builder.select(there, builder.mul(source_pitch, I64(r)), I64(0))
+            block.append(emit_load_masked(builder, vector, builder.select(there, read, nothing), source, row))
         for c, column in enumerate(emit_transpose(builder, block)):
             with builder.if_then(builder.icmp_signed("<", I64(c), columns), likely=True):
                 emit_store_masked(builder, vector, column, write, target, builder.mul(target_pitch, I64(c)))
@@ -279,3 +356,18 @@ def transpose_chosen(typingctx, source, source_pitch, rows, columns, offsets, co
 
     kinds = (types.intp,) * 3
     return types.void(source, *kinds, types.CPointer(types.int64), types.intp, types.intp, target, types.intp), codegen
+
+
+@intrinsic
+def transpose_whole(typingctx, source, source_pitch, target, target_pitch):
+    """target[c * target_pitch + r] = source[r * source_pitch + c] for c and r below a vector's lanes."""
+    vector = vector_of(source)
+
+    def codegen(context, builder, signature, args):
+        source, source_pitch, target, target_pitch = args
+        rows = [emit_load(builder, vector, source, builder.mul(source_pitch, I64(r))) for r in range(vector.lanes)]
+        for c, column in enumerate(emit_transpose(builder, rows)):
+            emit_store(builder, vector, column, target, builder.mul(target_pitch, I64(c)))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), codegen

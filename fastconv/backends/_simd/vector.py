@@ -137,6 +137,13 @@ def mask_first(builder, count, lanes):
     return builder.icmp_signed("<", index, emit_splat(builder, count, lanes))
 
 
+def mask_between(builder, start, end, lanes):
+    """Mask of the lanes whose position start + lane lies in [0, end): int32 arithmetic, a quarter of mask_first's."""
+    kind = ir.VectorType(I32, lanes)
+    position = builder.add(emit_splat(builder, builder.trunc(start, I32), lanes), ir.Constant(kind, list(range(lanes))))
+    return builder.icmp_unsigned("<", position, emit_splat(builder, builder.trunc(end, I32), lanes))
+
+
 def emit_load_masked(builder, vector, mask, pointer, offset=None):
     address = _vector_pointer(builder, vector, pointer, offset)
     return _call(builder, vector, "masked.load", vector.ir, [address, I32(vector.dtype.bitwidth // 8), mask, zero_of(vector)], ".p0")
@@ -270,15 +277,18 @@ def misalignment(typingctx, p):
     return types.intp(p), codegen
 
 
+def emit_prefetch(builder, pointer, write=False):
+    """Bring a cache line near, to be read or written; the address may be any."""
+    byte = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0")
+    builder.call(function, [builder.bitcast(pointer, byte), I32(int(write)), I32(3), I32(1)])
+
+
 def _prefetch(writing: bool):
     @intrinsic
     def prefetch(typingctx, p, offset):
         def codegen(context, builder, signature, args):
-            byte = ir.IntType(8).as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            address = builder.bitcast(builder.gep(args[0], [args[1]]), byte)
-            builder.call(function, [address, I32(int(writing)), I32(3), I32(1)])
+            emit_prefetch(builder, builder.gep(args[0], [args[1]]), writing)
             return context.get_dummy_value()
 
         return types.void(p, types.intp), codegen
@@ -319,6 +329,19 @@ def load_first(typingctx, p, offset, count):
         return emit_load_masked(builder, vector, mask_first(builder, args[2], vector.lanes), args[0], args[1])
 
     return vector(p, types.intp, types.intp), codegen
+
+
+@intrinsic
+def load_between(typingctx, p, offset, start, end):
+    """The lanes from `start` up to `end` from p[offset:], zero in the others, whose memory is not touched; any int32 numbers."""
+    vector = vector_of(p)
+
+    def codegen(context, builder, signature, args):
+        p, offset, start, end = args
+        mask = mask_between(builder, builder.neg(start), builder.sub(end, start), vector.lanes)
+        return emit_load_masked(builder, vector, mask, p, offset)
+
+    return vector(p, types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -391,21 +414,36 @@ def fma(typingctx, a, b, c):
     return a(a, a, a), lambda context, builder, signature, args: emit_fma(builder, a, *args)
 
 
+def emit_rectify(builder, vector, value, slope, ceiling):
+    """Lanes below zero times `slope` (0 makes them 0, infinities too), then cut at `ceiling`; NaN stays NaN."""
+    multiply, compare = (builder.fmul, builder.fcmp_ordered) if vector.is_float else (builder.mul, builder.icmp_signed)
+    below = multiply(value, emit_splat(builder, slope, vector.lanes))
+    below = builder.select(compare("==", slope, vector.element(0)), zero_of(vector), below)
+    value = builder.select(compare("<", value, zero_of(vector)), below, value)
+    top = emit_splat(builder, ceiling, vector.lanes)
+    return builder.select(compare(">", value, top), top, value)
+
+
+def emit_epilogue(builder, vector, values, epilogue):
+    """The vectors rectified, if the epilogue (flag, slope, ceiling) says so."""
+    flag, slope, ceiling = (builder.extract_value(epilogue, i) for i in range(3))
+    before = builder.block
+    with builder.if_then(builder.trunc(flag, I1)):
+        rectified = [emit_rectify(builder, vector, value, slope, ceiling) for value in values]
+        after = builder.block
+    merged = []
+    for value, new in zip(values, rectified, strict=True):
+        phi = builder.phi(vector.ir)
+        phi.add_incoming(value, before)
+        phi.add_incoming(new, after)
+        merged.append(phi)
+    return merged
+
+
 @intrinsic
 def rectify(typingctx, value, slope, ceiling):
-    """Lanes below zero times `slope` (0 makes them 0, infinities too), then cut at `ceiling`; NaN stays NaN."""
-    vector = value
-
-    def codegen(context, builder, signature, args):
-        value, slope, ceiling = args
-        multiply, compare = (builder.fmul, builder.fcmp_ordered) if vector.is_float else (builder.mul, builder.icmp_signed)
-        below = multiply(value, emit_splat(builder, slope, vector.lanes))
-        below = builder.select(compare("==", slope, vector.element(0)), zero_of(vector), below)
-        value = builder.select(compare("<", value, zero_of(vector)), below, value)
-        top = emit_splat(builder, ceiling, vector.lanes)
-        return builder.select(compare(">", value, top), top, value)
-
-    return value(value, value.dtype, value.dtype), codegen
+    """Lanes below zero times `slope`, then cut at `ceiling`."""
+    return value(value, value.dtype, value.dtype), lambda context, builder, signature, args: emit_rectify(builder, value, *args)
 
 
 def _binary(method: str, integer_method: str):

@@ -1,0 +1,287 @@
+"""Convolutions of single planes (depthwise layers, filters of images), read in place.
+
+An output plane is computed in strips: some rows of it, by vectors of its columns, with all sums of a tile in registers
+(`_simd.strip`). Nothing is copied: rows outside the image are a row of zeros, and columns outside it are masked where a
+tile touches them. A dilation along the height makes strips of every dilation-th row. The other border modes read rows
+that were copied with their borders.
+
+A strip of each kernel size that matters is straight-line code, compiled once and called through its address, so that one
+driver serves all of them.
+
+What did not pay: masked loads everywhere (7x7 at 210 GFLOP/s instead of 245 a core); copying narrow planes with their
+borders first (7x7 at 56 x 56 took a third longer).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
+
+from ..problem import Problem
+from ._boxes import TASKS_PER_THREAD, pack_row
+from ._gemm import Epilogue, epilogue_of
+from ._jit import address_of, addressed, inlined, num_threads
+from ._simd import (
+    advance,
+    lane_count,
+    lanes_of,
+    next_task,
+    parallel_kernel,
+    strip_tile,
+    tap_vectors,
+    thawed,
+    zero_element,
+)
+from ._simd.vector import VECTOR_REGISTERS, emit_call
+
+# Costs in vector multiply-adds (bench_conv.py, depthwise and filters)
+EFFICIENCY = 0.75  # of the tiles, masked ones at the edges included
+VECTOR_OVERHEAD = 16  # of a vector of outputs
+PLANE_OVERHEAD = 250
+STRIDE_FACTOR = 1.6  # of a stride of two
+SERIAL_FLOPS = 200_000  # below which one thread is done before a second has started (bench_conv.py, tiny)
+TASK_FLOPS = 100_000  # of a task at least: half a microsecond, ten times the cost of taking it (bench_conv.py, depthwise 14 x 14)
+COPIED_BYTES = 256 * 1024  # of rows that are copied with their borders at once (bench_conv.py, filters)
+RUN_BYTES = 16 * 1024  # of input and output of a run: the first-level cache keeps them between its tiles (bench_conv.py, depthwise)
+WIDE_BYTES = 1024  # of a row beyond which seven rows of input and output crowd one set of the cache (bench_conv.py, filters)
+PANEL = 4096  # columns of a strip: its rows stay in the second-level cache (bench_conv.py, filters)
+
+
+class Tile(NamedTuple):
+    """A strip's tiles: rows, vectors of columns inside the image and at its edge; whether all taps stay in registers."""
+
+    rows: int
+    columns: int
+    edge_columns: int
+    hoisted: bool
+
+
+class Shape(NamedTuple):
+    """A kernel size with a stride and the tile for it."""
+
+    kh: int
+    kw: int
+    stride: int
+    tile: Tile
+
+
+def _shapes() -> dict[str, Shape]:
+    if VECTOR_REGISTERS < 32:
+        small = wide = Tile(4, 1, 1, False)
+        large = Tile(6, 1, 1, False)
+    else:
+        small, wide, large = Tile(7, 1, 1, True), Tile(4, 2, 1, True), Tile(6, 4, 2, False)
+    return {"3": Shape(3, 3, 1, small), "3 wide": Shape(3, 3, 1, wide), "3/2": Shape(3, 3, 2, wide._replace(columns=1)),
+            "5": Shape(5, 5, 1, large), "5/2": Shape(5, 5, 2, large._replace(columns=2)), "7": Shape(7, 7, 1, large),
+            "9": Shape(9, 9, 1, large), "11": Shape(11, 11, 1, large._replace(edge_columns=1))}
+
+
+SHAPES = _shapes()
+
+
+def shape_name(problem: Problem) -> str | None:
+    """Which strips are for a kernel size and a stride, if any are."""
+    kd, kh, kw = problem.kernel_size
+    if kd != 1 or kh != kw or problem.stride[1] != problem.stride[2]:
+        return None
+    name = f"{kh}" if problem.stride[2] == 1 else f"{kh}/{problem.stride[2]}"
+    if name == "3" and problem.input_size[2] * problem.itemsize > WIDE_BYTES:
+        name = "3 wide"
+    return name if name in SHAPES else None
+
+
+class Plane(NamedTuple):
+    """Sizes of one plane's convolution and of its tasks; integers only, as the kernel takes it."""
+
+    planes: int  # output planes: batch * output channels
+    out_channels: int
+    group_out: int
+    in_h: int
+    in_w: int
+    out_h: int
+    out_w: int
+    taps: int
+    kernel_h: int
+    stride: int
+    dilation_h: int
+    dilation_w: int
+    low_w: int
+    reach_w: int
+    residue_h: int  # output rows of one residue modulo the dilation
+    block: int  # planes of a task
+    chunk: int  # rows of a task
+    run: int  # rows of which the edges are computed together
+    panel: int  # columns of a task
+    pitch: int  # of rows copied with their borders; 0 where x is read in place
+
+
+def make_strips(kh: int, kw: int, stride: int, tile: Tile):
+    """All tiles of a run of strips, for one kernel size, to be called through its address."""
+    taps = kh * kw
+    height, columns, edge_columns, hoisted = tile
+
+    def strips(x, pitch, rows, step, zeros, w, bias, y, y_pitch, out_h, run, end, low, in_w, dilation, epilogue):
+        vectors = tap_vectors(w, taps) if hoisted else w
+        width = columns * lanes_of(w)
+        last = min(end - width, (in_w + low - width * stride - (kw - 1) * dilation) // stride)  # column of a tile inside the image
+        for top in range(0, out_h, run):
+            bottom = min(top + run, out_h)
+            column = 0
+            while column < end:
+                if column * stride >= low and column <= last:
+                    stop = column + (last - column) // width * width + width
+                    for r in range(top, bottom, height):
+                        for c in range(column, stop, width):
+                            strip_tile(x, pitch, advance(rows, r * stride * step), step, zeros, c * stride - low, in_w, dilation, vectors,
+                                       bias, advance(y, r * y_pitch + c), y_pitch, bottom - r, end - c, epilogue,
+                                       kh, kw, stride, height, columns, False)
+                    column = stop
+                else:
+                    for r in range(top, bottom, height):
+                        strip_tile(x, pitch, advance(rows, r * stride * step), step, zeros, column * stride - low, in_w, dilation, vectors,
+                                   bias, advance(y, r * y_pitch + column), y_pitch, bottom - r, end - column, epilogue,
+                                   kh, kw, stride, height, edge_columns, True)
+                    column += edge_columns * lanes_of(w)
+
+    return addressed(strips)
+
+
+STRIPS = {name: make_strips(*shape) for name, shape in SHAPES.items()}
+
+
+def _signature(p: types.CPointer) -> tuple[Any, ...]:
+    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
+    word = types.int64
+    return (p, word, types.CPointer(types.int32), word, p, p, p, p, *[word] * 7, epilogue)
+
+
+@functools.cache
+def strips_address(name: str, dtype: str) -> int:
+    """Address of the compiled strips of a shape."""
+    return address_of(STRIPS[name], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+
+
+@intrinsic
+def call_strips(typingctx, strips, x, pitch, rows, step, zeros, w, bias, y, y_pitch, out_h, run, end, low, in_w, dilation, epilogue):
+    """Call strips through their address."""
+    arguments = _signature(x)
+
+    def codegen(context, builder, signature, args):
+        emit_call(context, builder, args[0], arguments, args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *arguments), codegen
+
+
+@inlined
+def copy_rows(g, x, rows, columns, first, count, begin, end, target):
+    """Copy the padded input of `count` rows of outputs from `first` on, columns [begin, end)."""
+    for i in range((count - 1) * g.stride + g.kernel_h):
+        source = rows[first * g.stride + i * g.dilation_h]
+        pack_row(advance(target, i * g.pitch), advance(x, max(source, 0) * g.in_w), columns, begin * g.stride,
+                 (end - 1) * g.stride + g.reach_w + 1, g.low_w, g.in_w, 1, zero_element(x))
+
+
+@parallel_kernel
+def direct_strips(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = epilogue(convolution of each plane of x with its kernel + bias), by (block of planes, columns, run of rows)."""
+    g, rows, columns, identity, zeros, strips, epilogue = thawed(constants)
+    chunks = -(-g.residue_h // g.chunk)
+    panels = -(-g.out_w // g.panel)
+    while True:
+        task = next_task(counters)
+        if task >= -(-g.planes // g.block) * panels * g.dilation_h * chunks:
+            break
+        chunk, rest = task % chunks, task // chunks
+        residue, rest = rest % g.dilation_h, rest // g.dilation_h
+        begin, block = rest % panels * g.panel, rest // panels * g.block
+        end = min(begin + g.panel, g.out_w)
+        first = residue + chunk * g.chunk * g.dilation_h
+        count = min(g.chunk, -(-(g.out_h - first) // g.dilation_h))
+        for plane in range(block, min(block + g.block, g.planes)):
+            channel = plane % g.out_channels
+            image = advance(x, plane // g.group_out * g.in_h * g.in_w)
+            target = advance(y, (plane * g.out_h + first) * g.out_w + begin)
+            kernel, start = advance(w, channel * g.taps), advance(bias, channel)
+            if g.pitch == 0:
+                call_strips(strips, image, g.in_w, advance(rows, first * g.stride), g.dilation_h, zeros, kernel, start, target,
+                            g.dilation_h * g.out_w, count, g.run, end - begin, g.low_w - begin * g.stride, g.in_w, g.dilation_w, epilogue)
+            elif count > 0:
+                copy_rows(g, image, rows, columns, first, count, begin, end, scratch)
+                call_strips(strips, scratch, g.pitch, identity, 1, zeros, kernel, start, target, g.dilation_h * g.out_w, count, g.run,
+                            end - begin, 0, g.pitch, g.dilation_w, epilogue)
+
+
+def fits(problem: Problem) -> bool:
+    """Whether strips compute a problem: a forward pass over single planes, channels first, with a kernel size that has a strip."""
+    p = problem
+    return (p.pass_name == "forward" and not p.channels_last and p.group_in == 1 and p.stride[0] == 1
+            and not any(p.padding[0]) and p.input_size[0] == 1 and shape_name(p) is not None
+            and (p.stride[1] == 1 or p.dilation[1:] == (1, 1)))
+
+
+def slots(problem: Problem) -> float:
+    """Time of a run on one thread, in vector multiply-adds; infinite where strips do not fit."""
+    name = shape_name(problem)
+    if name is None or not fits(problem):
+        return math.inf
+    p, tile = problem, SHAPES[name].tile
+    vectors = -(-p.output_size[2] // (lane_count(p.dtype) * tile.edge_columns)) * tile.edge_columns
+    rows = p.dilation[1] * -(-p.output_size[1] // (p.dilation[1] * tile.rows)) * tile.rows
+    each = (p.taps / EFFICIENCY + VECTOR_OVERHEAD) * (1 if p.stride[2] == 1 else STRIDE_FACTOR)
+    return p.batch * p.out_channels * (rows * vectors * each + PLANE_OVERHEAD)
+
+
+class Strips:
+    """The forward pass by strips."""
+
+    def __init__(self, problem: Problem):
+        p = self.problem = problem
+        name = shape_name(p)
+        assert name is not None
+        self.tile = SHAPES[name].tile
+        g = self._plane()
+        _, rows, columns = p.border_sources()
+        beyond = self.tile.rows * p.stride[1] * p.dilation[1]  # rows that the last tile of a residue may read too many
+        rows = np.pad(rows, (0, beyond), constant_values=-1)
+        copied = (g.chunk - 1) * g.stride + g.kernel_h if g.pitch else 0
+        identity = np.append(np.arange(copied), np.full(beyond, -1)).astype(np.int32)
+        zeros = np.zeros(max(p.input_size[2], g.pitch), p.dtype)
+        constants = (g, rows, columns, identity, zeros, strips_address(name, p.dtype), epilogue_of(p))
+        self.kernel = direct_strips.bind(p.dtype, constants, scratch=copied * g.pitch, parallel=p.flops > SERIAL_FLOPS)
+        self.no_bias = np.zeros(p.out_channels, p.dtype)
+
+    def _plane(self) -> Plane:
+        p = self.problem
+        (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
+        planes = p.batch * p.out_channels
+        panel = min(out_w, PANEL)
+        reach_w = p.dilation[2] * (p.kernel_size[2] - 1)
+        pitch = 0 if p.padding_mode == "zeros" else panel * p.stride[2] + reach_w + lane_count(p.dtype)
+        residue_h = -(-out_h // p.dilation[1])
+        strips = -(-residue_h // self.tile.rows)
+        wanted = 2 * TASKS_PER_THREAD * num_threads()
+        chunk = max(1, min(strips, strips * p.dilation[1] * planes * -(-out_w // panel) // wanted))
+        if pitch:
+            chunk = max(1, min(chunk, COPIED_BYTES // (pitch * p.itemsize * self.tile.rows * p.stride[1])))
+        block = max(1, min(planes // wanted, TASK_FLOPS * planes // max(1, p.flops))) if chunk == strips else 1
+        strip_bytes = (self.tile.rows * p.stride[1] * in_w + self.tile.rows * out_w) * p.itemsize
+        run = max(1, RUN_BYTES // strip_bytes) * self.tile.rows
+        return Plane(planes, p.out_channels, p.group_out, in_h, in_w, out_h, out_w, p.taps, p.kernel_size[1], p.stride[1],
+                     p.dilation[1], p.dilation[2], p.padding[2][0], reach_w, residue_h, block, chunk * self.tile.rows, run, panel, pitch)
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        return w.reshape(-1)
+
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        self.kernel(x, packed, self.no_bias if bias is None else bias, out)
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.kernel.scratch_bytes(num_threads())
