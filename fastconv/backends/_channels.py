@@ -178,10 +178,11 @@ def convolve_row(g, x, taps, w, bias, y, pitch, channels, epilogue):
         left = g.out_w - column
         size = LARGE_TILE if left > SMALL_TILE else SMALL_TILE
         at = max(0, min(column, g.out_w - size))
+        source, target = advance(x, at * lanes), advance(y, at * pitch)
         if left > SMALL_TILE:
-            large_pixels(advance(x, at * lanes), taps, g.tap_runs, g.tap_singles, w, bias, advance(y, at * pitch), pitch, g.out_w - at, channels, epilogue)
+            large_pixels(source, taps, g.tap_runs, g.tap_singles, w, bias, target, pitch, g.out_w - at, channels, epilogue)
         else:
-            small_pixels(advance(x, at * lanes), taps, g.tap_runs, g.tap_singles, w, bias, advance(y, at * pitch), pitch, g.out_w - at, channels, epilogue)
+            small_pixels(source, taps, g.tap_runs, g.tap_singles, w, bias, target, pitch, g.out_w - at, channels, epilogue)
         column += size
 
 

@@ -35,7 +35,7 @@ TAP_COST = 5.5  # of a tap for a vector of gy, in vector multiply-adds (bench_co
 @parallel_kernel
 def direct_grad_weight(x, gy, unused, parts, constants, scratch, counters, thread, threads):
     """parts[share] = gradient of the weights over the share's boxes, rows of taps filled up to whole tiles."""
-    g, lines, space, taps, kernel_points, row, depths, rows, columns, block, shares = thawed(constants)
+    g, lines, space, taps, kernel_points, row, borders, block, shares = thawed(constants)
     blocks = -(-g.groups // block)
     boxes = -(-g.out_n // g.box_n) * -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h) * -(-g.out_w // g.box_w)
     lanes = lanes_of(x)
@@ -59,7 +59,7 @@ def direct_grad_weight(x, gy, unused, parts, constants, scratch, counters, threa
             extents = (end[0] - start[0], end[1] - start[1], end[2] - start[2], end[3] - start[3])
             vectors = vector_tables(g, lines, extents, x_offsets, y_offsets, counts, lanes, False)
             first_pixel = box_output(g, start)
-            pack_lines(g, lines, x, (depths, rows, columns), start, end, first * g.group_in, (last - first) * g.group_in, scratch)
+            pack_lines(g, lines, x, borders, start, end, first * g.group_in, (last - first) * g.group_in, scratch)
             for output in range(first * g.group_out, last * g.group_out):
                 group = output // g.group_out
                 for channel in range(g.group_in):
@@ -98,7 +98,7 @@ class GradWeight(Lined):
         tasks = -(-p.groups // self.block)
         self.shares = max(1, min(g.boxes, -(-TASKS_PER_THREAD * self.threads // tasks)))
         space = self.space()
-        constants = (g, self.lines, space, taps, self.kernel_points, self.row, *p.border_sources(), self.block, self.shares)
+        constants = (g, self.lines, space, taps, self.kernel_points, self.row, p.border_sources(), self.block, self.shares)
         self.kernel = direct_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
 
     def pack(self, gy: np.ndarray) -> np.ndarray:

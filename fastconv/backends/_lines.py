@@ -215,7 +215,7 @@ def tile_rows(channels: int) -> tuple[int, ...]:
 @parallel_kernel
 def direct_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of x with w + bias), by (box, block of groups)."""
-    g, lines, space, taps, depth, depths, rows_of_box, columns_of_box, tiles, sizes, tile_count, block, local, whole, epilogue = thawed(constants)
+    g, lines, space, taps, depth, borders, tiles, sizes, tile_count, block, local, whole, epilogue = thawed(constants)
     blocks = -(-g.groups // block)
     boxes = -(-g.out_n // g.box_n) * -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h) * -(-g.out_w // g.box_w)
     lanes = lanes_of(x)
@@ -238,7 +238,7 @@ def direct_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
             vectors = vector_tables(g, lines, extents, x_offsets, y_offsets, counts, lanes, True)
             known = extents
         if g.in_place == 0:
-            pack_lines(g, lines, x, (depths, rows_of_box, columns_of_box), start, end, first * g.group_in, (last - first) * g.group_in, scratch)
+            pack_lines(g, lines, x, borders, start, end, first * g.group_in, (last - first) * g.group_in, scratch)
         for group in range(first, last):
             if g.in_place == 0:
                 source = advance(scratch, (group - first) * g.group_in * lines.channel)
@@ -247,7 +247,8 @@ def direct_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
             output = group * g.group_out
             for t in range(tile_count):
                 rows, columns = sizes[2 * t], sizes[2 * t + 1]
-                weights, bias_start, target = advance(w, output * depth), advance(bias, output), advance(y, output * g.y_channel + box_output(g, start))
+                weights, bias_start = advance(w, output * depth), advance(bias, output)
+                target = advance(y, output * g.y_channel + box_output(g, start))
                 for v in range(0, vectors, columns):
                     if g.y_point == 1:
                         call_lanes_tile(tiles[t], source, advance(x_offsets, v), taps, depth, weights, bias_start, target, g.y_channel,
@@ -340,7 +341,7 @@ class Forward(Lined):
         sizes = np.array([(rows, LANES_TILES[rows]) for rows in self.rows], np.int64)
         local, whole = np.arange(MOST_COLUMNS) * self.lanes, np.full(MOST_COLUMNS, self.lanes, np.int32)
         space = self.space()
-        constants = (self.geometry, self.lines, space, self.offsets(p.group_in), p.taps, *p.border_sources(), addresses, sizes,
+        constants = (self.geometry, self.lines, space, self.offsets(p.group_in), p.taps, p.border_sources(), addresses, sizes,
                      len(self.rows), self.block, local, whole, epilogue_of(p))
         self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
         self.no_bias = np.zeros(p.out_channels, p.dtype)

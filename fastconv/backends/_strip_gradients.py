@@ -206,8 +206,8 @@ class StripGradients:
         runs = max(1, min(-(-shares // (p.batch * p.dilation[1])), out_h // p.dilation[1] // LEAST_ROWS))
         shares = min(shares, p.batch * p.dilation[1] * runs)
         parts = kernel_parts(kernel)
-        return Pairs(p.batch, p.in_channels, p.out_channels, p.group_in, p.group_out, *p.input_size[1:], out_h, out_w, kernel, stride,
-                     *p.dilation[1:], p.padding[2][0], len(parts), parts[0], block, runs, shares)
+        return Pairs(p.batch, p.in_channels, p.out_channels, p.group_in, p.group_out, p.input_size[1], p.input_size[2], out_h, out_w,
+                     kernel, stride, p.dilation[1], p.dilation[2], p.padding[2][0], len(parts), parts[0], block, runs, shares)
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         return gy.reshape(-1)
