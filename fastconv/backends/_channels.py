@@ -3,6 +3,9 @@
 The input rows of a run of output rows are copied into scratch, one vector of channels a pixel, with their borders and split
 by the phase of the stride; channels-first images are transposed on the way in and out. A tile is some pixels of a row, in
 registers over all taps.
+
+What did not pay: one tap at a time, which needs no neighbours and so serves every stride and dilation, but loads as many
+vectors as it multiplies (188 GFLOP/s, not 270); transposing by masked blocks only (twice the time of whole ones).
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ LARGE_TILE, SMALL_TILE = 14, 7  # pixels: with the weights' vector they fill 16 
 class Channels(NamedTuple):
     """Sizes and strides of a depthwise convolution by blocks of channels; integers only, as the kernel takes it."""
 
+    last: bool  # whether channels come last
     channels: int
     batch: int
     in_h: int
@@ -104,7 +108,7 @@ def gather_weights(g, w, bias, first, channels, target, bias_target):
     """The taps of a block of channels, a vector a tap, and its bias."""
     lanes = lanes_of(w)
     store(bias_target, 0, load_first(bias, first, channels))
-    if g.x_channel == 1:
+    if g.last:
         for k in range(g.taps):
             store(target, k * lanes, load_first(w, k * g.channels + first, channels))
     else:
@@ -144,7 +148,7 @@ def transpose_sums(sums, points, channels, target, target_pitch):
 def copy_pixels(g, source, columns, channels, target):
     """One padded row of the image, a vector a pixel, split by the phase of the stride."""
     lanes = lanes_of(source)
-    if g.x_channel == 1:
+    if g.last:
         for phase in range(g.stride):
             to = advance(target, phase * g.phase)
             for p in range(phase, g.padded_w, g.stride):
@@ -215,11 +219,11 @@ def direct_channels(x, w, bias, y, constants, scratch, counters, thread, threads
         target = advance(y, image * g.y_image + first * g.y_channel + begin * g.out_w * g.y_point)
         for r in range(end - begin):
             source_row = advance(scratch, r * g.stride * g.row)
-            if g.y_channel == 1:
+            if g.last:
                 convolve_row(g, source_row, taps, weights, start, advance(target, r * g.out_w * g.y_point), g.y_point, channels, epilogue)
             else:
                 convolve_row(g, source_row, taps, weights, start, advance(sums, r * g.out_w * lanes), lanes, lanes, epilogue)
-        if g.y_channel != 1:
+        if not g.last:
             transpose_sums(sums, (end - begin) * g.out_w, channels, target, g.y_channel)
 
 
@@ -282,7 +286,7 @@ class ByChannels:
         y_strides = strides_of(p.out_channels, p.output_size, p.channels_last)
         runs = p.kernel_size[2] // TAP_RUN if stride == p.dilation[2] == 1 else 0
         w_start = ((run - 1) * stride + reach_h + 1) * row
-        return Channels(p.out_channels, p.batch, in_h, in_w, out_h, out_w, p.kernel_size[1], p.taps,
+        return Channels(p.channels_last, p.out_channels, p.batch, in_h, in_w, out_h, out_w, p.kernel_size[1], p.taps,
                         p.kernel_size[1] * runs, p.kernel_size[1] * (p.kernel_size[2] - runs * TAP_RUN), stride, p.dilation[1],
                         p.padding[1][0], p.padding[2][0], p.padded_size[2], x_strides[0], x_strides[1], *x_strides[3:],
                         y_strides[0], y_strides[1], y_strides[4], run, row // stride, row, w_start, w_start + p.taps * lanes,

@@ -21,7 +21,7 @@ from numba.np.numpy_support import from_dtype
 from ..problem import Problem
 from ._boxes import TASKS_PER_THREAD, Geometry, box_end, box_start, cut, input_offset, pack_line
 from ._gemm import Epilogue, epilogue_of
-from ._jit import address_of, addressed, inlined, num_threads
+from ._jit import address_of, addressed, inlined, num_threads, outlined
 from ._scratch import operand
 from ._simd import (
     LANES_TILES,
@@ -86,7 +86,7 @@ def copy_masked(target, source, count, low, in_w):
         store(target, i, load_between(start, i, low - i, low + in_w - i))
 
 
-@inlined
+@outlined
 def pack_lines(g, lines, x, borders, start, end, channel, channels, target):
     """Copy the padded input of a box, split by the phase of the stride along the row."""
     depths, rows, columns = borders
@@ -110,7 +110,7 @@ def pack_lines(g, lines, x, borders, start, end, channel, channels, target):
                                   first + phase, last, g.stride_w, g.low_w, g.in_w, g.x_w, inside, zero_element(x))
 
 
-@inlined
+@outlined
 def vector_tables(g, lines, extents, x_offsets, y_offsets, counts, lanes, overlap):
     """Offsets of the vectors of pixels of a box of such extents, in its input and in y, and their number.
 
@@ -145,7 +145,7 @@ def box_output(g, start):
     return start[0] * g.y_image + ((start[1] * g.out_h + start[2]) * g.out_w + start[3]) * g.y_point
 
 
-@inlined
+@outlined
 def scatter_pixels(g, sums, columns, rows, y, y_offsets, counts):
     """Write a finished tile to pixels that are not neighbours in memory."""
     lanes = lanes_of(y)

@@ -67,4 +67,14 @@ def build(problem: Problem) -> Kernel:
     return GradInputByPhases(problem, quickest) if problem.pass_name == "grad_input" else quickest(problem)
 
 
-BACKEND = Backend(refuses, seconds, build, pack_seconds)
+def prepare(dtype: str) -> None:
+    """Compile the tiles and strips that the kernels call through their addresses."""
+    for rows in _lines.TILES:
+        _lines.tile_address(rows, dtype)
+    for name in _strips.STRIPS:
+        _strips.strips_address(name, dtype)
+    for part in _strip_gradients.GRADIENTS:
+        _strip_gradients.gradients_address(*part, dtype)
+
+
+BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)
