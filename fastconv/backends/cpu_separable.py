@@ -37,6 +37,7 @@ from ._simd import (
     BoundKernel,
     advance,
     as_int32,
+    column_pointers,
     fma,
     get,
     lane_count,
@@ -97,8 +98,9 @@ def make_tile(rows: int, columns: int):
     @outlined
     def tile(x, columns_of_tile, offsets, depth, w, start, sums, pitch):
         acc = tile_columns_of(start, rows, columns)
+        sources = column_pointers(x, columns_of_tile, columns)
         for k in range(depth):
-            acc = tile_lanes(acc, advance(x, get(offsets, k)), columns_of_tile, advance(w, k * rows), rows)
+            acc = tile_lanes(acc, sources, get(offsets, k), advance(w, k * rows), rows)
         tile_store(sums, pitch, acc, rows)
 
     return tile
@@ -119,6 +121,7 @@ def make_line(columns: int):
         acc = tile_columns_of(start, 1, columns)
         for term in range(terms):
             source, weights = advance(x, term * pitch), advance(w, term * taps)
+            sources = column_pointers(source, columns_of_tile, columns)
             k = 0
             if SLIDES and dilation == 1:
                 while k + lanes <= taps:
@@ -131,7 +134,7 @@ def make_line(columns: int):
                     acc = tile_slide(acc, advance(source, k), advance(weights, k), 4)
                     k += lanes // 4
             while k < taps:
-                acc = tile_lanes(acc, advance(source, k * dilation), columns_of_tile, advance(weights, k), 1)
+                acc = tile_lanes(acc, sources, k * dilation, advance(weights, k), 1)
                 k += 1
         tile_store(sums, columns * lanes, acc, 1)
 

@@ -20,6 +20,9 @@ from .strip import gradient_tile, strip_tile, tap_vectors
 from .threads import BoundKernel, next_task, parallel_kernel, prepare_launch, raise_flag, thawed
 from .tile import (
     DOT_TILE,
+    LANES_TILE_COLUMNS,
+    LANES_TILE_ROWS,
+    LANES_TILE_SINGLE,
     LANES_TILES,
     TILE_COLUMNS,
     TILE_ROWS,
@@ -77,6 +80,9 @@ from .vector import (
 __all__ = [
     "DOT_TILE",
     "LANES_TILES",
+    "LANES_TILE_COLUMNS",
+    "LANES_TILE_ROWS",
+    "LANES_TILE_SINGLE",
     "TILE_COLUMNS",
     "TILE_ROWS",
     "TILE_SIZES",

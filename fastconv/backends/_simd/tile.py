@@ -33,6 +33,7 @@ TILE_SIZES = (14, 10, 8, 4, 2) if VECTOR_REGISTERS == 32 else (6, 4, 2)  # rows 
 TILE_COLUMNS = 2
 # The same for tiles whose lanes are pixels: output channels at once -> vectors of pixels.
 LANES_TILES = {1: 8, 2: 8, 3: 8, 4: 6, 6: 4} if VECTOR_REGISTERS == 32 else {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
+LANES_TILE_ROWS, LANES_TILE_COLUMNS, LANES_TILE_SINGLE = 4, LANES_TILES[4], LANES_TILES[1]
 DOT_TILE = 6  # taps of a weight gradient at once
 
 
