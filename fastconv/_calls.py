@@ -24,6 +24,7 @@ __all__ = ["Call", "batched", "bias_gradient", "check_shape", "execute", "frozen
 
 CALLS_KEPT = 4096
 SMALL_SUM = 16_384  # elements that NumPy adds before a kernel is called (benchmarks/bench_conv.py, tiny)
+SMALL_OPERAND = 1024  # elements for which fresh memory costs less than asking for scratch (the same)
 
 
 # -- check ----------------------------------------------------------------------------------------------------------------
@@ -266,10 +267,14 @@ class ReadyCall:
     """A call that was checked before: allocate, pack, run."""
 
     def __init__(self, made: Plan, shape: tuple[int, ...], dtype: np.dtype):
-        self._kernel, self._shape, self._dtype = made.kernel, shape, dtype
+        self._pack, self._run, self._shape, self._dtype = made.kernel.pack, made.kernel.run, shape, dtype
+        self._small = math.prod(made.problem.shapes[1]) <= SMALL_OPERAND
 
     def __call__(self, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         out = np.empty(self._shape, self._dtype)
-        with reused_operands:
-            self._kernel.run(first, self._kernel.pack(second), bias, out)
+        if self._small:
+            self._run(first, self._pack(second), bias, out)
+        else:
+            with reused_operands:
+                self._run(first, self._pack(second), bias, out)
         return out
