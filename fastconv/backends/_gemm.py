@@ -11,6 +11,7 @@ partial sum that a later call goes on with.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,8 @@ from ._weights import NO_TERM, JointLayout, WeightLayout
 
 PREFETCHED_ROWS = 64  # of a panel ahead of the sum: 8 KiB (bench_conv.py, 3x3_512@14: 1.12 ms without, .83 with)
 FULL_ROWS = 4  # a tile of fewer rows takes as long: too few sums in flight for the multiply-adds' latency
+RUN_ELEMENTS = 8192  # of weights that a task packs: 32 KiB, read in order (benchmarks/bench_conv.py, backward, 3x3_512@7)
+RUN_OF_ROWS = 128  # the same, channels last, where a row is as long as there are channels
 SERIAL_PACKING = 20_000  # elements that one thread packs sooner than a region starts: 2 us at 40 GB/s
 
 
@@ -230,6 +233,7 @@ class Matrices(NamedTuple):
     k_pitch: int
     k_offsets: np.ndarray
     k_offsets_pitch: int  # of a group
+    k_run: int  # rows of a task, which adjoin in memory as far as rows do
 
 
 NO_OFFSETS = np.zeros(0, np.int64)
@@ -239,34 +243,45 @@ def weight_matrices(problem: Problem, layout: WeightLayout | JointLayout) -> Mat
     """The weights of a forward convolution as matrices of terms by output channels."""
     p = problem
     offsets = layout.offsets(p)
+    points = math.prod(p.kernel_size)
+    # Channels first, the weights of an output channel of the gradient's problem adjoin: whole kernels by all columns.
+    run = RUN_OF_ROWS if p.channels_last else points * max(1, RUN_ELEMENTS // (points * p.group_out))
     if isinstance(layout, JointLayout):
         columns = p.out_channels // len(offsets)
-        return Matrices(1, len(offsets), columns, p.taps, layout.start, 0, 0, layout.output, 0, offsets.ravel(), p.taps)
+        return Matrices(1, len(offsets), columns, p.taps, layout.start, 0, 0, layout.output, 0, offsets.ravel(), p.taps, run)
     pitch = int(offsets[1] - offsets[0]) if offsets.size > 1 else 1
     regular = pitch > 0 and (pitch == 1 or layout.output == 1) and bool((np.diff(offsets) == pitch).all())
     return Matrices(1, p.groups, p.group_out, p.taps, layout.start, 0, layout.group, layout.output, pitch if regular else 0,
-                    NO_OFFSETS if regular else offsets, 0)
+                    NO_OFFSETS if regular else offsets, 0, run)
 
 
 @parallel_kernel
 def pack_panels(source, w, bias, target, constants, scratch, counters, thread, threads):
-    """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero."""
+    """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero.
+
+    Tasks are panels, or, where rows lie scattered, runs of rows through all panels: either way memory is read in order.
+    """
     m, width = thawed(constants)
     per_group = -(-m.columns // width)
+    runs = -(-m.depth // m.k_run)
+    tasks = runs if m.k_pitch == 0 else per_group
     while True:
-        panel = next_task(counters)
-        if panel >= m.images * m.groups * per_group:
+        task = next_task(counters)
+        if task >= m.images * m.groups * tasks:
             break
-        image = panel // (m.groups * per_group)
-        group = panel // per_group - image * m.groups
-        first = panel % per_group * width
-        columns = min(width, m.columns - first)
-        at = advance(source, m.start + image * m.image_pitch + group * m.group_pitch + first * m.column_pitch)
-        to = advance(target, panel * m.depth * width)
+        matrix, part = task // tasks, task % tasks
+        image, group = matrix // m.groups, matrix % m.groups
+        at = advance(source, m.start + image * m.image_pitch + group * m.group_pitch)
+        to = advance(target, matrix * per_group * m.depth * width)
         if m.k_pitch == 0:
-            pack_panel_by_table(at, m.column_pitch, advance(m.k_offsets, group * m.k_offsets_pitch), columns, m.depth, to, width)
+            k = part * m.k_run
+            for panel in range(per_group):
+                pack_panel_by_table(advance(at, panel * width * m.column_pitch), m.column_pitch,
+                                    advance(m.k_offsets, group * m.k_offsets_pitch + k), min(width, m.columns - panel * width),
+                                    min(m.k_run, m.depth - k), advance(to, (panel * m.depth + k) * width), width)
         else:
-            pack_panel(at, m.column_pitch, m.k_pitch, columns, m.depth, to, width)
+            pack_panel(advance(at, part * width * m.column_pitch), m.column_pitch, m.k_pitch, min(width, m.columns - part * width),
+                       m.depth, advance(to, part * m.depth * width), width)
 
 
 class PanelPacking:

@@ -30,7 +30,8 @@ from ._simd import (
     zero,
 )
 
-BLOCK = 4096  # elements, or rows of channels, added in the array's own precision: 64 steps of a float32 sum
+BLOCK = 4096  # elements added in the array's own precision: 64 steps of a float32 sum
+ROWS = 256  # rows of channels added so
 TASK = 8 * BLOCK  # elements of a task: a few microseconds
 
 
@@ -99,9 +100,9 @@ def sum_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
         last = min(rows, (chunk + 1) * chunk_rows)
         for c in range(channels):
             put(parts, chunk * channels + c, 0.0)
-        for r in range(chunk * chunk_rows, last, BLOCK // lanes):
+        for r in range(chunk * chunk_rows, last, ROWS):
             for c in range(0, channels, lanes):
-                sum_rows(advance(x, r * channels + c), channels, min(BLOCK // lanes, last - r), channels - c, scratch)
+                sum_rows(advance(x, r * channels + c), channels, min(ROWS, last - r), channels - c, scratch)
                 for i in range(min(lanes, channels - c)):
                     at = chunk * channels + c + i
                     put(parts, at, get(parts, at) + get(scratch, i))
@@ -111,7 +112,7 @@ def sum_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
 def _bound(outer: int, channels: int, inner: int, dtype: str) -> tuple[BoundKernel, int]:
     """The kernel for an image of (outer, channels, inner), and how many parts of the sums it leaves."""
     if inner == 1:
-        chunk_rows = max(BLOCK // 16, TASK // channels)
+        chunk_rows = max(ROWS, TASK // channels)
         parts = -(-outer // chunk_rows)
         return sum_pixels.bind(dtype, (outer, channels, chunk_rows, parts), scratch=lane_count(dtype)), parts
     chunks = -(-inner // TASK)

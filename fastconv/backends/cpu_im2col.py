@@ -267,7 +267,7 @@ class GradWeight:
         self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         points = math.prod(p.output_size)
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
-        matrices = Matrices(p.batch, p.groups, p.group_out, points, 0, p.out_channels * points, *pitches, NO_OFFSETS, 0)
+        matrices = Matrices(p.batch, p.groups, p.group_out, points, 0, p.out_channels * points, *pitches, NO_OFFSETS, 0, points)
         self.pack = PanelPacking(matrices, self.width, p.dtype)
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

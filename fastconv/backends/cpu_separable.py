@@ -60,6 +60,7 @@ from ._simd import (
 )
 
 MOST_TERMS = 8
+STARTS = 16  # zeros that the rows of a tile start from: a cache line at least
 ACCURACY = 1e-6  # of a float32 kernel's norm, left out by default: a tenth of what the result may be off
 ROUNDING = 4  # units of the last place of a kernel's norm that computing and rounding its elements may have cost
 RUN_POINTS = 16_384  # output points of a task: some 10 us
@@ -216,9 +217,9 @@ def separable_forward(x, w, bias, y, constants, scratch, counters, thread, threa
     tiles = -(-g.out_h // g.tile)
     kernel_size = g.terms * (g.taps * g.tile + g.kernel_w)
     start = scratch
-    middle = advance(start, lanes_of(x))
+    middle = advance(start, STARTS)
     offsets = as_int32(advance(middle, g.terms * g.tile * g.pitch))
-    fill_run(start, lanes_of(x), zero_element(x))
+    fill_run(start, STARTS, zero_element(x))
     while True:
         first = next_task(counters) * g.run
         if first >= g.planes * tiles:
@@ -346,7 +347,7 @@ class Forward:
                    lead, pitch, -(-RUN_POINTS // (self.tile * out_w)))
         vectors = np.arange(max(LANES_TILE_COLUMNS, LANES_TILE_SINGLE)) * lanes
         constants = (Geometry(*numbers), self.rows, self.columns, vectors.astype(np.int32), epilogue_of(p))
-        scratch = 3 * lanes + terms * self.tile * pitch + self.taps
+        scratch = STARTS + terms * self.tile * pitch + lanes + self.taps
         return separable_forward.bind(p.dtype, constants, scratch=scratch, parallel=p.flops > SERIAL_FLOPS)
 
     def pack(self, w: np.ndarray) -> Packed:
