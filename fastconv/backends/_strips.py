@@ -80,7 +80,9 @@ def _shapes() -> dict[str, Shape]:
         small, wide, large = Tile(7, 1, 1, True), Tile(4, 2, 1, True), Tile(6, 4, 2, False)
     return {"3": Shape(3, 3, 1, small), "3 wide": Shape(3, 3, 1, wide), "3/2": Shape(3, 3, 2, wide._replace(columns=1)),
             "5": Shape(5, 5, 1, large), "5/2": Shape(5, 5, 2, large._replace(columns=2)), "7": Shape(7, 7, 1, large),
-            "9": Shape(9, 9, 1, large)}
+            "9": Shape(9, 9, 1, large),
+            # the phases of the input gradient of 3x3 with stride 2
+            "1": Shape(1, 1, 1, small), "1x2": Shape(1, 2, 1, small), "2x1": Shape(2, 1, 1, small), "2": Shape(2, 2, 1, small)}
 
 
 SHAPES = _shapes()
@@ -89,9 +91,11 @@ SHAPES = _shapes()
 def shape_name(problem: Problem) -> str | None:
     """Which strips are for a kernel size and a stride, if any are."""
     kd, kh, kw = problem.kernel_size
-    if kd != 1 or kh != kw or problem.stride[1] != problem.stride[2]:
+    if kd != 1 or problem.stride[1] != problem.stride[2]:
         return None
-    name = f"{kh}" if problem.stride[2] == 1 else f"{kh}/{problem.stride[2]}"
+    name = f"{kh}" if kh == kw else f"{kh}x{kw}"
+    if problem.stride[2] > 1:
+        name += f"/{problem.stride[2]}"
     if name == "3" and problem.input_size[2] * problem.itemsize > WIDE_BYTES:
         name = "3 wide"
     return name if name in SHAPES else None
