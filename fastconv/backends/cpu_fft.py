@@ -32,7 +32,7 @@ from ._fft.cutting import cut_tiles
 from ._fft.engine import Forward, GradInput, GradWeight, takes
 from ._phases import phase_seconds
 
-CALL_SECONDS = 15e-6  # of Python around a run (benchmarks/bench_conv.py, tiny)
+CALL_SECONDS = 4e-6  # of Python around a run (benchmarks/bench_conv.py, tiny)
 
 
 def refuses(problem: Problem) -> str | None:

@@ -22,9 +22,13 @@ TRANSFORM_WORK = 52  # of a complex point, an axis: both passes and half a trans
 STAGE_WORK = 10  # of a point staged or stored (bench_conv.py, filter_31x31)
 SUM_WORK = 11  # of a complex product in register tiles (bench_conv.py, large_15x15)
 LOCAL_WORK = 30  # of one that is not (bench_conv.py, seed_5x5)
-SPECTRUM_WORK = 5  # of a byte of a kernel's spectrum, read from beyond the second-level cache (bench_conv.py, large_15x15)
+SCATTER_WORK = 15  # of a complex point written for, or read from, the matrix products (bench_conv.py, large_15x15)
+READ_WORK, FAR_READ_WORK = 1, 20  # of a byte of the kernels' spectra within the last-level cache and beyond (bench_conv.py, large_15x15)
+WRITE_WORK = 16  # of a byte of them written (bench_conv.py, large_15x15)
+LAST_LEVEL_BYTES = 24e6  # of spectra that a last-level cache of 32 MiB keeps from run to run
 TILE_WORK = 60_000  # of a tile's calls (bench_conv.py, depthwise_31x31)
 CACHED_BYTES = 1.5e6  # of tile, staged tile and kernel's spectrum that would double a tile's time (bench_conv.py, filter_65x65)
+POWER_OF_TWO = 1.13  # columns of 128 or 256 meet in a few cache sets (bench_conv.py, filter_31x31)
 PACKED_SHARE = 0.25  # of the kernels' transforms: plans make them once, plain calls at each call
 MOST_LOCAL = 4  # channels, in or out, up to which a group's products stay within the tile
 
@@ -139,12 +143,15 @@ def _work(p: Problem, rows: np.ndarray, columns: np.ndarray, tiles: np.ndarray, 
     pairs = p.out_channels * p.group_in
     local = is_local(p)
     bytes_near = (rows * columns * (2 if local and pairs > p.groups else 1) * 2 + 2 * rows * columns) * p.itemsize
-    crowding = 1 + bytes_near / CACHED_BYTES
+    crowding = (1 + bytes_near / CACHED_BYTES) * np.where((columns & (columns - 1) == 0) & (columns >= 128), POWER_OF_TWO, 1)
+    scatter = 0 if local else SCATTER_WORK * spectrum
     product = (LOCAL_WORK if local else SUM_WORK) * spectrum
+    kernel_bytes = 2 * p.itemsize * spectrum * pairs
+    reads = READ_WORK * kernel_bytes + FAR_READ_WORK * np.maximum(kernel_bytes - LAST_LEVEL_BYTES, 0)
+    into = crowding * p.in_channels * (transform(columns) + scatter)
     if p.pass_name == "forward":
-        reads = SPECTRUM_WORK * 2 * p.itemsize * spectrum * pairs
-        run = tiles * crowding * (p.in_channels * transform(columns) + p.out_channels * transform(step))
-        run = run + tiles * pairs * product + (0 if local and p.groups * p.batch == 1 and pairs == 1 else reads)
-        return run, pairs * transform(axis.extent) * crowding
-    run = crowding * (tiles * p.in_channels * transform(columns) + pairs * transform(axis.extent)) + tiles * pairs * product
-    return run, tiles * crowding * p.out_channels * transform(step)
+        run = tiles * (into + crowding * p.out_channels * (transform(step) + scatter) + pairs * product) + reads
+        return run, pairs * transform(axis.extent) * crowding + (0 if local else WRITE_WORK * kernel_bytes)
+    lags = pairs * crowding * (transform(axis.extent) + scatter)
+    gradients = crowding * p.out_channels * (transform(step) + scatter)
+    return tiles * (into + gradients + pairs * product) + lags + reads, 0 * spectrum
