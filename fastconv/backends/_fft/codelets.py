@@ -20,6 +20,7 @@ from .._simd.fourier import AFTER, BEFORE, PLAIN, butterfly, product_butterfly, 
 from .._simd.vector import emit_call
 
 RADICES = (4, 5, 6, 8, 10, 12, 16)  # their products of two are spaced by a quarter at most
+LENGTHS = tuple(sorted({a * b for a in RADICES for b in RADICES}))
 # Output channels and tiles of a register tile of complex sums: 24 of 32 registers, or 8 of 16
 SUM_ROWS, SUM_COLUMNS = (4, 3) if VECTOR_REGISTERS == 32 else (2, 2)
 

@@ -15,9 +15,8 @@ import numpy as np
 
 from ...problem import Problem
 from .._simd import lane_count
-from .codelets import RADICES
+from .codelets import LENGTHS
 
-LENGTHS = tuple(sorted({a * b for a in RADICES for b in RADICES}))
 TRANSFORM_WORK = 52  # of a complex point, an axis: both passes and half a transposition (benchmarks/bench_conv.py, filter_31x31)
 STAGE_WORK = 10  # of a point staged or stored (bench_conv.py, filter_31x31)
 SUM_WORK = 11  # of a complex product in register tiles (bench_conv.py, large_15x15)

@@ -80,24 +80,30 @@ class _Engine:
     def _window(self) -> Window:
         p, (h, w) = self.problem, self.cut.axes
         image, channel, *spatial = strides_of(p.in_channels, p.input_size, p.channels_last)
-        return Window(0, self.tiles, p.in_channels, *self.cut.tiles, *self.cut.step, image, channel, spatial[h], spatial[w], p.padding[w][0],
-                      p.input_size[w], int(p.padding_mode == "zeros"), p.padded_size[h], p.padded_size[w])
+        numbers: tuple[int, ...] = (
+            0, self.tiles, p.in_channels, *self.cut.tiles, *self.cut.step, image, channel, spatial[h], spatial[w], p.padding[w][0],
+            p.input_size[w], int(p.padding_mode == "zeros"), p.padded_size[h], p.padded_size[w])
+        return Window(*numbers)
 
     def _output_grid(self) -> Grid:
         """The tiles of y or gy."""
         p, (h, w) = self.problem, self.cut.axes
         image, channel, *spatial = strides_of(p.out_channels, p.output_size, p.channels_last)
         points = [-(-step // p.stride[axis]) for step, axis in zip(self.cut.step, (h, w), strict=True)]
-        return Grid(0, self.tiles, p.groups, p.group_out, *self.cut.tiles, points[0], points[1], p.output_size[h], p.output_size[w],
-                    p.stride[h], p.stride[w], 0, image, p.group_out * channel, channel, spatial[h], spatial[w])
+        numbers: tuple[int, ...] = (
+            0, self.tiles, p.groups, p.group_out, *self.cut.tiles, *points, p.output_size[h], p.output_size[w], p.stride[h], p.stride[w],
+            0, image, p.group_out * channel, channel, spatial[h], spatial[w])
+        return Grid(*numbers)
 
     def kernel_grid(self, strides: Strides) -> Grid:
         """Kernels, or gw: one tile for each input channel."""
         p, (h, w) = self.problem, self.cut.axes
         start, group, output, image, *spatial = strides
-        rows, columns = p.kernel_size[h], p.kernel_size[w]
-        return Grid(0, p.group_in, p.groups, p.group_out, 1, 1, rows, columns, rows, columns, p.dilation[h], p.dilation[w], start, image,
-                    group, output, spatial[h], spatial[w])
+        size = p.kernel_size[h], p.kernel_size[w]
+        numbers: tuple[int, ...] = (
+            0, p.group_in, p.groups, p.group_out, 1, 1, *size, *size, p.dilation[h], p.dilation[w], start, image, group, output,
+            spatial[h], spatial[w])
+        return Grid(*numbers)
 
     def bind(self, kernel: ParallelKernel, constants: tuple[Any, ...], tiles: int = 1) -> BoundKernel:
         """A kernel that works on tiles, with so many transformed ones besides the staged one."""
@@ -200,7 +206,8 @@ class GradWeight(_Engine):
         if self.local:
             self.shares = max(1, min(self.tiles, -(-SHARES_PER_THREAD * self.threads // p.groups)))
             size = math.prod(p.weight_shape)
-            self.kernel = self.bind(correlate_tiles, (self.window, self.borders, self.grid, self.result, self.epilogue, self.shares, size), 3)
+            constants = self.window, self.borders, self.grid, self.result, self.epilogue, self.shares, size
+            self.kernel = self.bind(correlate_tiles, constants, 3)
             self.scratch_bytes = self.kernel.scratch_bytes(self.threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         else:
             most = self.most_tiles()

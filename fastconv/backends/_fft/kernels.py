@@ -19,7 +19,7 @@ from .transform import invert_columns, invert_rows, multiply_rows, transform_col
 
 
 class Layout(NamedTuple):
-    """Where spectra lie, in elements: vector f of row and step k of a group's matrix stands at
+    """Where spectra lie, in elements; those of a group are a matrix of rows by steps k for each vector f of frequencies.
 
     f * frequency + group * group_pitch + row // rows * block + k * step + row % rows * 2 * lanes
     """

@@ -11,7 +11,23 @@ from typing import NamedTuple
 
 from .._boxes import copy_run, pack_row
 from .._jit import inlined, outlined
-from .._simd import advance, fma, get, lanes_of, load, load_alternate, load_first, put, rectify, splat, store, store_first, total, zero, zero_element
+from .._simd import (
+    advance,
+    fma,
+    get,
+    lanes_of,
+    load,
+    load_alternate,
+    load_first,
+    put,
+    rectify,
+    splat,
+    store,
+    store_first,
+    total,
+    zero,
+    zero_element,
+)
 
 
 class Window(NamedTuple):
