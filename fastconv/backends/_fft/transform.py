@@ -24,7 +24,7 @@ import numpy as np
 
 from .._jit import outlined
 from .._scratch import ALIGNMENT
-from .._simd import advance, fma, lane_count, lanes_of, load, put, store
+from .._simd import advance, fma, lane_count, lanes_of, load, store, zero
 from .._simd.fourier import AFTER, BEFORE, PLAIN, turn_square
 from .codelets import RADICES, call_pass, call_product, pass_address, product_address
 
@@ -148,8 +148,8 @@ def transform_columns(t, factors, staged, columns, strip, tile):
     done = min(strips * lanes, t.columns)
     if done < t.columns:
         for block in range(t.blocks):
-            for i in range((block * t.columns + done) * pair, (block + 1) * t.columns * pair):
-                put(tile, i, 0)
+            for i in range((block * t.columns + done) * pair, (block + 1) * t.columns * pair, lanes):
+                store(tile, i, zero(tile))
 
 
 @outlined
