@@ -29,7 +29,7 @@ from ..problem import Problem
 from . import Backend, Kernel, Machine
 from ._fft import codelets, fallback
 from ._fft.cutting import cut_tiles
-from ._fft.engine import Forward, GradInput, GradWeight, takes
+from ._fft.engine import GradInput, forward, grad_weight, takes
 from ._phases import phase_seconds
 
 CALL_SECONDS = 4e-6  # of Python around a run (benchmarks/bench_conv.py, tiny)
@@ -62,7 +62,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 def build(problem: Problem) -> Kernel:
     if not takes(problem):
         return fallback.build(problem)
-    passes: dict[str, Callable[[Problem], Kernel]] = {"forward": Forward, "grad_input": GradInput, "grad_weight": GradWeight}
+    passes: dict[str, Callable[[Problem], Kernel]] = {"forward": forward, "grad_input": GradInput, "grad_weight": grad_weight}
     return passes[problem.pass_name](problem)
 
 

@@ -29,6 +29,9 @@ TILE_WORK = 60_000  # of a tile's calls (bench_conv.py, depthwise_31x31)
 CACHED_BYTES = 1.5e6  # of tile, staged tile and kernel's spectrum that would double a tile's time (bench_conv.py, filter_65x65)
 POWER_OF_TWO = 1.13  # columns of 128 or 256 meet in a few cache sets (bench_conv.py, filter_31x31)
 PACKED_SHARE = 0.25  # of the kernels' transforms: plans make them once, plain calls at each call
+MOST_TURNED_BYTES = 64 * 1024 * 1024  # of images in the other layout: bounds scratch
+FEWEST_TURNED = 8  # channels of a result: fewer are sooner written one by one
+TURN_WORK = 12  # of a byte turned (bench_conv.py, depthwise_31x31 with channels last)
 MOST_LOCAL = 4  # channels, in or out, up to which a group's products stay within the tile
 
 
@@ -80,6 +83,15 @@ def is_local(problem: Problem) -> bool:
     if problem.pass_name == "grad_weight":
         return most == 1
     return least < MOST_LOCAL and problem.group_in <= 4 * MOST_LOCAL
+
+
+def is_turned(problem: Problem) -> bool:
+    """Whether a channels-last problem is computed with channels first: copies small, and results of more than a few channels."""
+    p = problem
+    moved = (math.prod(p.input_shape) + math.prod(p.output_shape)) * p.itemsize
+    channels = max(p.in_channels, p.out_channels) if p.pass_name == "grad_weight" else p.out_channels
+    fewest = 2 if p.pass_name == "grad_weight" else FEWEST_TURNED
+    return p.channels_last and channels >= fewest and moved <= MOST_TURNED_BYTES
 
 
 @functools.lru_cache(maxsize=1024)
@@ -147,6 +159,8 @@ def _work(p: Problem, rows: np.ndarray, columns: np.ndarray, tiles: np.ndarray, 
     product = (LOCAL_WORK if local else SUM_WORK) * spectrum
     kernel_bytes = 2 * p.itemsize * spectrum * pairs
     reads = READ_WORK * kernel_bytes + FAR_READ_WORK * np.maximum(kernel_bytes - LAST_LEVEL_BYTES, 0)
+    turned = TURN_WORK * p.itemsize * (math.prod(p.input_shape) + math.prod(p.output_shape)) if is_turned(p) else 0
+    reads = reads + turned
     into = crowding * p.in_channels * (transform(columns) + scatter)
     if p.pass_name == "forward":
         run = tiles * (into + crowding * p.out_channels * (transform(step) + scatter) + pairs * product) + reads

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .._boxes import fill_run
 from .._jit import inlined, outlined
-from .._simd import advance, fma, lanes_of, load, next_task, parallel_kernel, raise_flag, store, thawed, zero, zero_element
+from .._simd import advance, fma, lanes_of, load, next_task, parallel_kernel, raise_flag, store, thawed, transpose_block, zero, zero_element
 from .codelets import SUM_ROWS, call_sum
 from .tiles import place_of, stage_grid, stage_window, store_grid
 from .transform import invert_columns, invert_rows, multiply_rows, transform_columns, transform_rows
@@ -88,6 +88,25 @@ def add_product(x, w, size, sums):
         u, v = load(w, i), load(w, i + lanes)
         store(sums, i, fma(b, v, fma(a, u, load(sums, i))))
         store(sums, i + lanes, fma(nothing - a, v, fma(b, u, load(sums, i + lanes))))
+
+
+@parallel_kernel
+def turn_matrices(source, unused, bias, target, constants, scratch, counters, thread, threads):
+    """target[n][c][r] = source[n][r][c]: channels from last to first, or from first to last; by (image, block of the matrix)."""
+    images, rows, columns, block_rows, block_columns = thawed(constants)
+    lanes = lanes_of(source)
+    down, across = -(-rows // block_rows), -(-columns // block_columns)
+    while True:
+        task = next_task(counters)
+        if task >= images * down * across:
+            break
+        image = task // (down * across) * rows * columns
+        first_row, first_column = task // across % down * block_rows, task % across * block_columns
+        for r in range(first_row, min(first_row + block_rows, rows), lanes):
+            count = min(lanes, rows - r)
+            for c in range(first_column, min(first_column + block_columns, columns), lanes):
+                transpose_block(advance(source, image + r * columns + c), columns, count, min(lanes, columns - c),
+                                advance(target, image + c * rows + r), rows, count)
 
 
 @parallel_kernel
