@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...problem import Phase, Problem
+from ...problem import Problem
 from .._boxes import strides_of
 from .._gemm import epilogue_of
 from .._jit import num_threads
 from .._phases import GradInputByPhases
 from .._scratch import operand, shared
 from .._simd.threads import BoundKernel, ParallelKernel
+from .._weights import JointLayout, WeightLayout, forward_layout
 from .codelets import SUM_COLUMNS, SUM_ROWS, sum_addresses
 from .cutting import cut_tiles, is_local, is_turned, tiled_axes
 from .kernels import (
@@ -37,33 +38,14 @@ TASKS_PER_THREAD = 8  # of matrix products, whose factors are better read in lon
 SERIAL_TURN = 20_000  # elements that one thread turns sooner than a region starts: 2 us at 40 GB/s
 TURNED_COLUMNS, TURNED_ELEMENTS = 1024, 8192  # of a block that is turned: within the first-level cache
 SHARES_PER_THREAD = 4
-Strides = tuple[int, int, int, int, int, int, int]
 
 
-def kernel_strides(problem: Problem, turned: bool) -> Strides:
-    """Start, group, output, input, depth, row and column strides of a problem's weights.
-
-    Those of channels-last problems may be turned: (C, O, kd, kh, kw).
-    """
+def turned_layout(problem: Problem) -> WeightLayout:
+    """Channels-last weights turned into (C/G, O, kd, kh, kw)."""
     p = problem
     kd, kh, kw = p.kernel_size
     points = kd * kh * kw
-    if p.channels_last and turned:
-        return 0, p.group_out * points, points, p.out_channels * points, kh * kw, kw, 1
-    if p.channels_last:
-        pixel = p.group_in * p.out_channels
-        return 0, p.group_out, 1, p.out_channels, kh * kw * pixel, kw * pixel, pixel
-    return 0, p.group_out * p.taps, p.taps, points, kh * kw, kw, 1
-
-
-def phase_strides(problem: Problem, phase: Phase, turned: bool) -> Strides:
-    """The same for a phase of an input gradient: its taps from the last to the first, inputs and outputs exchanged."""
-    start, group, output, image, *spatial = kernel_strides(problem, turned)
-    for i, (size, taps) in enumerate(zip(problem.kernel_size, phase.taps, strict=True)):
-        chosen = range(size)[taps]
-        start += chosen[-1] * spatial[i]
-        spatial[i] *= -chosen.step
-    return start, group, image, output, spatial[0], spatial[1], spatial[2]
+    return WeightLayout(0, p.group_out * points, points, p.out_channels * points, (kh * kw, kw, 1))
 
 
 class _Engine:
@@ -105,14 +87,13 @@ class _Engine:
             0, image, p.group_out * channel, channel, spatial[h], spatial[w])
         return Grid(*numbers)
 
-    def kernel_grid(self, strides: Strides) -> Grid:
+    def kernel_grid(self, layout: WeightLayout) -> Grid:
         """Kernels, or gw: one tile for each input channel."""
         p, (h, w) = self.problem, self.cut.axes
-        start, group, output, image, *spatial = strides
         size = p.kernel_size[h], p.kernel_size[w]
         numbers: tuple[int, ...] = (
-            0, p.group_in, p.groups, p.group_out, 1, 1, *size, *size, p.dilation[h], p.dilation[w], start, image, group, output,
-            spatial[h], spatial[w])
+            0, p.group_in, p.groups, p.group_out, 1, 1, *size, *size, p.dilation[h], p.dilation[w], layout.start, layout.channel,
+            layout.group, layout.output, layout.taps[h], layout.taps[w])
         return Grid(*numbers)
 
     def bind(self, kernel: ParallelKernel, constants: tuple[Any, ...], tiles: int = 1) -> BoundKernel:
@@ -159,12 +140,12 @@ class Block(NamedTuple):
 
 
 class Forward(_Engine):
-    """The forward pass; `pack` makes the kernels' spectra, from weights of any strides."""
+    """The forward pass; `pack` makes the kernels' spectra, from weights that lie anywhere."""
 
-    def __init__(self, problem: Problem, strides: Strides):
+    def __init__(self, problem: Problem, weights: WeightLayout):
         super().__init__(problem)
         p, t = self.problem, self.transform
-        kernels = self.kernel_grid(strides)
+        kernels = self.kernel_grid(weights)
         if self.local:
             self.layout = Layout(self.pair, p.group_out * p.group_in * t.spectrum, p.group_in * t.spectrum, 1, t.spectrum)
             self.spectra = p.out_channels * p.group_in * t.spectrum
@@ -209,10 +190,10 @@ class Forward(_Engine):
 class GradWeight(_Engine):
     """The weight gradient: gy's tiles are the kernels, gw the lags of their correlations with x's tiles."""
 
-    def __init__(self, problem: Problem, strides: Strides):
+    def __init__(self, problem: Problem, weights: WeightLayout):
         super().__init__(problem)
         p = self.problem
-        self.result = self.kernel_grid(strides)
+        self.result = self.kernel_grid(weights)
         if self.local:
             self.shares = max(1, min(self.tiles, -(-SHARES_PER_THREAD * self.threads // p.groups)))
             size = math.prod(p.weight_shape)
@@ -272,22 +253,24 @@ def between(sizes: tuple[int, ...], dtype: str) -> list[np.ndarray]:
 
 
 class Turned:
-    """A channels-last problem as a channels-first one: images and weights are turned before and after.
+    """A channels-last problem as a channels-first one: images, and weights where they are the problem's own, are turned.
 
     Tiles of single channels would read every C-th element, and share cache lines with the other thread: 2.3 ms for a
     depthwise 31x31 of 128 channels at 56 x 56, where turning takes 0.1 ms.
     """
 
-    def __init__(self, problem: Problem, inner: Forward | GradWeight, weights: tuple[int, ...]):
+    def __init__(self, problem: Problem, weights: WeightLayout | None = None):
         p = self.problem = problem
-        self.inner = inner
         self.forward = p.pass_name == "forward"
-        x, y, w = (math.prod(p.input_size), p.in_channels), (math.prod(p.output_size), p.out_channels), matrix_of(weights)
+        make = Forward if self.forward else GradWeight
+        self.inner = make(replace(p, layout="NCHW"), turned_layout(p) if weights is None else weights)
+        x, y, w = ((math.prod(p.input_size), p.in_channels), (math.prod(p.output_size), p.out_channels),
+                   (math.prod(p.kernel_size), p.group_in * p.out_channels))
         self.turn_x = self._bind(p.batch, *x)
         self.turn_y = self._bind(p.batch, *(y[::-1] if self.forward else y))
-        self.turn_w = self._bind(1, *(w if self.forward else w[::-1]))
+        self.turn_w = self._bind(1, *(w if self.forward else w[::-1])) if weights is None else None
         self.sizes = p.batch * math.prod(x), p.batch * math.prod(y), math.prod(w)
-        self.scratch_bytes = inner.scratch_bytes + sum(self.sizes) * p.itemsize
+        self.scratch_bytes = self.inner.scratch_bytes + sum(self.sizes) * p.itemsize
 
     def _bind(self, images: int, rows: int, columns: int) -> BoundKernel:
         wide = min(columns, TURNED_COLUMNS)
@@ -300,60 +283,38 @@ class Turned:
         return turned
 
     def pack(self, second: np.ndarray) -> np.ndarray:
-        return self.inner.pack(self._turn(self.turn_w, second, "turned w", self.sizes[2]) if self.forward else second)
+        if self.forward and self.turn_w is not None:
+            second = self._turn(self.turn_w, second, "turned w", self.sizes[2])
+        return self.inner.pack(second)
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
         x_size, y_size, w_size = self.sizes
         x = self._turn(self.turn_x, x, "turned x", x_size)
         second = packed if self.forward else self._turn(self.turn_y, packed, "turned y", y_size)
-        result = shared("turned y", y_size, x.dtype) if self.forward else shared("turned w", w_size, x.dtype)
+        result = shared("turned result", y_size if self.forward else w_size, x.dtype)
+        turn_back = self.turn_y if self.forward else self.turn_w
+        assert turn_back is not None
         finite = self.inner.run(x, second, bias, result)
-        (self.turn_y if self.forward else self.turn_w)(result, self.inner.no_bias, self.inner.no_bias, out.reshape(-1))
+        turn_back(result, self.inner.no_bias, self.inner.no_bias, out.reshape(-1))
         return finite
 
 
-def matrix_of(weight_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Weights (kd, kh, kw, C/G, O) as a matrix of points by channels."""
-    return math.prod(weight_shape[:3]), math.prod(weight_shape[3:])
-
-
-def forward(problem: Problem) -> Forward | Turned:
-    """The forward pass in either layout."""
-    turned = is_turned(problem)
-    strides = kernel_strides(problem, turned)
-    if turned:
-        return Turned(problem, Forward(replace(problem, layout="NCHW"), strides), problem.weight_shape)
-    return Forward(problem, strides)
+def forward(problem: Problem, layout: WeightLayout | JointLayout | None = None) -> Forward | Turned:
+    """The forward pass in either layout, with weights that `layout` finds."""
+    assert not isinstance(layout, JointLayout)
+    if is_turned(problem):
+        return Turned(problem, layout)
+    return Forward(problem, forward_layout(problem) if layout is None else layout)
 
 
 def grad_weight(problem: Problem) -> GradWeight | Turned:
     """The weight gradient in either layout."""
-    turned = is_turned(problem)
-    strides = kernel_strides(problem, turned)
-    if turned:
-        return Turned(problem, GradWeight(replace(problem, layout="NCHW"), strides), problem.weight_shape)
-    return GradWeight(problem, strides)
+    return Turned(problem) if is_turned(problem) else GradWeight(problem, forward_layout(problem))
 
 
-class GradInput(GradInputByPhases):
+def grad_input(problem: Problem) -> GradInputByPhases:
     """The input gradient: its phases read the weights in place."""
-
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        self.phases = problem.phases()
-        self.kernels = [self._phase(phase) if phase.problem else None for phase in self.phases]
-
-    def _phase(self, phase: Phase) -> Forward | Turned:
-        p = phase.problem
-        assert p is not None
-        turned = is_turned(p)
-        strides = phase_strides(self.problem, phase, turned)
-        if turned:
-            return Turned(p, Forward(replace(p, layout="NCHW"), strides), self.problem.weight_shape)
-        return Forward(p, strides)
-
-    def pack(self, w: np.ndarray) -> list[Any]:
-        return [kernel.pack(w) if kernel else None for kernel in self.kernels]
+    return GradInputByPhases(problem, build_in_place=forward)
 
 
 def takes(problem: Problem) -> bool:
