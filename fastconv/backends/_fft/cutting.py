@@ -20,10 +20,11 @@ from .codelets import LENGTHS
 TRANSFORM_WORK = 52  # of a complex point, an axis: both passes and half a transposition (benchmarks/bench_conv.py, filter_31x31)
 STAGE_WORK = 10  # of a point staged or stored (bench_conv.py, filter_31x31)
 SUM_WORK = 11  # of a complex product in register tiles (bench_conv.py, large_15x15)
-LOCAL_WORK = 30  # of one that is not (bench_conv.py, seed_5x5)
+LOCAL_WORK, FAR_LOCAL_WORK = 30, 110  # of one that is not, its kernels' spectra in a second-level cache or beyond (bench_conv.py, seed_5x5)
 SCATTER_WORK = 15  # of a complex point written for, or read from, the matrix products (bench_conv.py, large_15x15)
 READ_WORK, FAR_READ_WORK = 1, 20  # of a byte of the kernels' spectra within the last-level cache and beyond (bench_conv.py, large_15x15)
 WRITE_WORK = 16  # of a byte of them written (bench_conv.py, large_15x15)
+SECOND_LEVEL_BYTES = 768 * 1024
 LAST_LEVEL_BYTES = 24e6  # of spectra that a last-level cache of 32 MiB keeps from run to run
 TILE_WORK = 60_000  # of a tile's calls (bench_conv.py, depthwise_31x31)
 CACHED_BYTES = 1.5e6  # of tile, staged tile and kernel's spectrum that would double a tile's time (bench_conv.py, filter_65x65)
@@ -156,9 +157,15 @@ def _work(p: Problem, rows: np.ndarray, columns: np.ndarray, tiles: np.ndarray, 
     bytes_near = (rows * columns * (2 if local and pairs > p.groups else 1) * 2 + 2 * rows * columns) * p.itemsize
     crowding = (1 + bytes_near / CACHED_BYTES) * np.where((columns & (columns - 1) == 0) & (columns >= 128), POWER_OF_TWO, 1)
     scatter = 0 if local else SCATTER_WORK * spectrum
-    product = (LOCAL_WORK if local else SUM_WORK) * spectrum
     kernel_bytes = 2 * p.itemsize * spectrum * pairs
+    columns_shared = np.minimum(tiles if p.pass_name == "forward" else p.group_in, 3)  # by each load of a register tile
+    local_product = np.where(kernel_bytes > SECOND_LEVEL_BYTES, FAR_LOCAL_WORK, LOCAL_WORK) if pairs > p.groups else LOCAL_WORK
+    product = spectrum * (local_product if local else SUM_WORK * (0.6 + 1.2 / columns_shared))
     reads = READ_WORK * kernel_bytes + FAR_READ_WORK * np.maximum(kernel_bytes - LAST_LEVEL_BYTES, 0)
+    reads = reads + FAR_READ_WORK * max(0.0, p.bytes - LAST_LEVEL_BYTES / 2)
+    if not local:
+        tile_bytes = 2 * p.itemsize * spectrum * tiles * (p.in_channels + p.out_channels)
+        reads = reads + WRITE_WORK * np.maximum(tile_bytes - LAST_LEVEL_BYTES / 2, 0)
     turned = TURN_WORK * p.itemsize * (math.prod(p.input_shape) + math.prod(p.output_shape)) if is_turned(p) else 0
     reads = reads + turned
     into = crowding * p.in_channels * (transform(columns) + scatter)
