@@ -57,8 +57,9 @@ def get_num_threads() -> int:
 def kernels() -> dict[str, Any]:
     """Every compiled entry point of the CPU backends, by name."""
     from .backends import _activation, _gemm, _interleave, _jit, _machine, _sums, load
+    from .backends._fft import kernels as _fft
 
-    modules: list[ModuleType] = [_activation, _gemm, _interleave, _machine, _sums]
+    modules: list[ModuleType] = [_activation, _fft, _gemm, _interleave, _machine, _sums]
     modules += [sys.modules[f"{__package__}.backends.cpu_{name}"] for name in load("cpu")]
     return _jit.compiled_kernels(modules)
 

@@ -82,7 +82,7 @@ def compiled_kernels(modules: list[ModuleType]) -> dict[str, Any]:
     for module in modules:
         for value in vars(module).values():
             if getattr(getattr(value, "dispatcher", None), "__module__", None) == module.__name__:
-                name = module.__name__.rpartition(".")[2].removeprefix("cpu_").lstrip("_")
+                name = module.__name__.rpartition("backends.")[2].removeprefix("cpu_").lstrip("_")
                 found[f"{name}.{value.dispatcher.py_func.__name__}"] = value.dispatcher
     return found
 
