@@ -228,18 +228,18 @@ def is_ready(array: Any, dtype: np.dtype) -> bool:
 
 def _remembered(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None,
                 extra: Any) -> ReadyCall | None:
-    """What runs a call whose arrays need no conversion and whose options are plain numbers and names; else None."""
+    """What runs a call whose arrays need no conversion; else None, also where the options are wrong."""
     dtype = getattr(first, "dtype", None)
     if dtype is not FLOAT32 and dtype is not FLOAT64:
         return None
     if not (is_ready(first, dtype) and is_ready(second, dtype) and (bias is None or is_ready(bias, dtype))):
         return None
-    if not type(settings[0]) is type(settings[1]) is type(settings[2]) is type(settings[3]) is int:
-        return None
     try:
+        if not type(settings[0]) is type(settings[1]) is type(settings[2]) is type(settings[3]) is int:
+            settings = (*(frozen(value, "") for value in settings[:4]), *settings[4:])
         return _ready_call(kind, ndim, first.shape, second.shape, dtype, None if bias is None else bias.shape, settings, backend, extra,
                            asked_backend(), _thread_counter()(), wisdom.store.generation, _read(_BACKEND), _read(_ACCURACY))
-    except TypeError:  # an option that cannot be hashed: the checks of a first call name it
+    except TypeError:  # an option of a wrong type, or that cannot be hashed: the checks of a first call name it
         return None
 
 
