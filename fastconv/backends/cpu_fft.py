@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..problem import Problem
+from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
 from ._fft import codelets, fallback
 from ._fft.cutting import cut_tiles
@@ -67,4 +67,15 @@ def build(problem: Problem) -> Kernel:
     return passes[problem.pass_name](problem)
 
 
-BACKEND = Backend(refuses, seconds, build, pack_seconds, codelets.prepare, sums_directly=False)
+def prepare(dtype: str) -> None:
+    """Compile the passes of every radix, and the kernels of both forms in both layouts."""
+    if np.dtype(dtype).kind != "f":
+        return
+    codelets.prepare(dtype)
+    for channels in (1, 8):
+        options = Options(layout="NHWC")
+        for pass_name in ("forward", "grad_weight"):
+            build(Problem.create(pass_name, 2, (1, 20, 20, channels), (5, 5, channels, channels), dtype, options))
+
+
+BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare, sums_directly=False)
