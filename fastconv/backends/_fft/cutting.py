@@ -158,7 +158,7 @@ def _work(p: Problem, rows: np.ndarray, columns: np.ndarray, tiles: np.ndarray, 
     crowding = (1 + bytes_near / CACHED_BYTES) * np.where((columns & (columns - 1) == 0) & (columns >= 128), POWER_OF_TWO, 1)
     scatter = 0 if local else SCATTER_WORK * spectrum
     kernel_bytes = 2 * p.itemsize * spectrum * pairs
-    columns_shared = np.minimum(tiles if p.pass_name == "forward" else p.group_in, 3)  # by each load of a register tile
+    columns_shared = np.clip(tiles if p.pass_name == "forward" else p.group_in, 1, 3)  # by each load of a register tile
     local_product = np.where(kernel_bytes > SECOND_LEVEL_BYTES, FAR_LOCAL_WORK, LOCAL_WORK) if pairs > p.groups else LOCAL_WORK
     product = spectrum * (local_product if local else SUM_WORK * (0.6 + 1.2 / columns_shared))
     reads = READ_WORK * kernel_bytes + FAR_READ_WORK * np.maximum(kernel_bytes - LAST_LEVEL_BYTES, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from .tiles import Grid, Window
 from .transform import make_transform
 
 BLOCK_BYTES = 32 * 1024 * 1024  # of spectra of tiles at once: bounds scratch, and a 32 MiB last-level cache keeps them
+BLOCKS_KEPT = 64  # bound kernels of a problem; those of more blocks are bound anew in each run
 SERIAL_WORK = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TASKS_PER_THREAD = 8  # of matrix products, whose factors are better read in long runs
 SERIAL_TURN = 20_000  # elements that one thread turns sooner than a region starts: 2 us at 40 GB/s
@@ -156,8 +158,10 @@ class Forward(_Engine):
             self.layout = self.matrices(p.group_in, p.group_out, SUM_ROWS)
             self.spectra = self.layout.frequency * self.frequencies
             most = self.most_tiles()
-            self.steps = [self._block(first, min(most, self.tiles - first)) for first in range(0, self.tiles, most)]
-            self.scratch_bytes = sum(self.steps[0].sizes) * p.itemsize + self.steps[0].steps[0].scratch_bytes(self.threads)
+            self.blocks_of_tiles = [(first, min(most, self.tiles - first)) for first in range(0, self.tiles, most)]
+            self.block = functools.lru_cache(BLOCKS_KEPT)(self._block)
+            steps, sizes = self.block(*self.blocks_of_tiles[0])
+            self.scratch_bytes = sum(sizes) * p.itemsize + steps[0].scratch_bytes(self.threads)
         self.transform_kernels = self.bind(transform_grids, (kernels, self.layout))
 
     def _block(self, first: int, count: int) -> Block:
@@ -179,7 +183,8 @@ class Forward(_Engine):
             return not self.kernel(x, packed, bias, out)
         x, out = x.reshape(-1), out.reshape(-1)
         finite = True
-        for (to_spectra, product, from_spectra), sizes in self.steps:
+        for place in self.blocks_of_tiles:
+            (to_spectra, product, from_spectra), sizes = self.block(*place)
             inputs, sums = between(sizes, self.problem.dtype)
             to_spectra(x, bias, bias, inputs)
             product(inputs, packed, bias, sums)
@@ -203,9 +208,11 @@ class GradWeight(_Engine):
         else:
             most = self.most_tiles()
             self.sum_layout = self.sums(p.group_in)
-            self.steps = [self._block(first, min(most, self.tiles - first), most) for first in range(0, self.tiles, most)]
+            self.blocks_of_tiles = [(first, min(most, self.tiles - first), most) for first in range(0, self.tiles, most)]
+            self.block = functools.lru_cache(BLOCKS_KEPT)(self._block)
+            _, sizes = self.block(*self.blocks_of_tiles[0])
             self.invert = self.bind(invert_sums, (self.result, self.sum_layout, self.epilogue))
-            self.scratch_bytes = sum(self.steps[0].sizes) * p.itemsize + self.invert.scratch_bytes(self.threads)
+            self.scratch_bytes = sum(sizes) * p.itemsize + self.invert.scratch_bytes(self.threads)
 
     def _block(self, first: int, count: int, most: int) -> Block:
         p = self.problem
@@ -223,7 +230,8 @@ class GradWeight(_Engine):
         x, gy, gw = x.reshape(-1), packed.reshape(-1), out.reshape(-1)
         if self.local:
             return self._run_local(x, gy, gw)
-        for (x_to_spectra, gy_to_spectra, product), sizes in self.steps:
+        for place in self.blocks_of_tiles:
+            (x_to_spectra, gy_to_spectra, product), sizes = self.block(*place)
             inputs, grids, sums = between(sizes, self.problem.dtype)
             x_to_spectra(x, self.no_bias, self.no_bias, inputs)
             gy_to_spectra(gy, self.no_bias, self.no_bias, grids)
@@ -236,7 +244,8 @@ class GradWeight(_Engine):
         parts = np.empty(self.shares * gw.size, gw.dtype)
         if self.kernel(x, gy, self.no_bias, parts):
             return False
-        np.sum(parts.reshape(self.shares, gw.size), axis=0, out=gw)
+        with np.errstate(over="ignore"):
+            np.sum(parts.reshape(self.shares, gw.size), axis=0, out=gw)
         return bool(np.isfinite(gw).all())
 
 
