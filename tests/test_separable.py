@@ -134,18 +134,18 @@ def test_strict_takes_rounding_alone():
 
 def test_the_dispatcher_takes_it_where_it_gains():
     """Chosen by itself for a large image and a Gaussian, not for a kernel without terms; `explain` says what it depends on."""
-    shape = (1, 1, 512, 512)
-    smooth, rough = gaussian(31, 31), np.random.default_rng(11).standard_normal((1, 1, 31, 31)).astype(np.float32)
-    plan = fc.plan_conv2d(smooth, input_shape=shape, padding=15)
+    shape = (1, 1, 1024, 1024)
+    smooth, rough = gaussian(11, 11), np.random.default_rng(11).standard_normal((1, 1, 11, 11)).astype(np.float32)
+    plan = fc.plan_conv2d(smooth, input_shape=shape, padding=5)
     assert plan.backend == "separable"
     assert "separable" in repr(plan)
-    other = fc.plan_conv2d(rough, input_shape=shape, padding=15)
+    other = fc.plan_conv2d(rough, input_shape=shape, padding=5)
     assert other.backend != "separable"
     x = np.random.default_rng(12).standard_normal(shape).astype(np.float32)
-    assert_close(plan(x), fc.conv2d(x, smooth, padding=15, backend="direct").astype(np.float64), 2e-6)
-    assert_close(fc.conv2d(x, smooth, padding=15), plan(x), 1e-7)
-    assert_close(fc.conv2d(x, rough, padding=15), other(x), 2e-6)
-    candidate = next(c for c in fc.explain(shape, smooth.shape, padding=15).candidates if c.name == "separable")
+    assert_close(plan(x), fc.conv2d(x, smooth, padding=5, backend="direct").astype(np.float64), 2e-6)
+    assert_close(fc.conv2d(x, smooth, padding=5), plan(x), 1e-7)
+    assert_close(fc.conv2d(x, rough, padding=5), other(x), 2e-6)
+    candidate = next(c for c in fc.explain(shape, smooth.shape, padding=5).candidates if c.name == "separable")
     assert candidate.refusal and candidate.suited_seconds > 0
 
 

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, Geometry, box_end, box_start, cut, input_offset, pack_line
+from ._boxes import TASKS_PER_THREAD, Geometry, box_end, box_start, cut, fill_run, input_offset, pack_line
 from ._gemm import Epilogue, epilogue_of
 from ._jit import address_of, addressed, inlined, num_threads, outlined
 from ._scratch import operand
@@ -46,9 +46,10 @@ from ._simd import (
 from ._simd.vector import emit_call
 
 # Costs in vector multiply-adds (bench_conv.py, first layers, grouped)
-EFFICIENCY = 0.92  # of the tiles
-VECTOR_OVERHEAD = 8  # of a vector of outputs
-COPY_COST = 12  # of a vector of padded input
+EFFICIENCY = 0.8  # of the tiles
+VECTOR_OVERHEAD = 7  # of a vector of outputs
+ROW_COST = 29  # of a padded row that is copied
+COPY_COSTS = {1: 4, 2: 21, 3: 36}  # of a vector of it, by the stride along the row, 3 for all beyond
 SCATTER_COST = 130  # of a vector of outputs where channels come last
 LAST_FACTOR = 6  # of the copy where channels come last
 SERIAL_FLOPS = 200_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
@@ -225,6 +226,8 @@ def direct_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
     counts = as_int32(advance(scratch, space.counts))
     known = (0, 0, 0, 0)
     vectors = 0
+    if g.in_place == 0:  # lanes beyond a row multiply what lies there: tables of another run are denormal numbers, 10 x as slow
+        fill_run(scratch, space.sums, zero_element(x))
     while True:
         task = next_task(counters)
         if task >= boxes * blocks:
@@ -322,12 +325,17 @@ class Lined:
 def slots(problem: Problem) -> float:
     """Time of a run on one thread, in vector multiply-adds."""
     p = problem
-    vectors = p.batch * math.prod(p.output_size[:2]) * -(-p.output_size[2] // lane_count(p.dtype))
-    copied = p.batch * p.in_channels * math.prod(p.padded_size[:2]) * -(-p.padded_size[2] // lane_count(p.dtype))
+    lanes = lane_count(p.dtype)
+    vectors = p.batch * math.prod(p.output_size[:2]) * -(-p.output_size[2] // lanes)
     steps = sum(tile_step(rows) for rows in tile_rows(p.group_out))
     overhead = p.group_out * (VECTOR_OVERHEAD + (SCATTER_COST if p.channels_last else 0))
-    copy = COPY_COST * (LAST_FACTOR if p.channels_last else 1)
-    return vectors * p.groups * (p.taps * steps / EFFICIENCY + overhead) + copied * copy
+    multiply = vectors * p.groups * (p.taps * steps / EFFICIENCY + overhead)
+    bordered = any(low > 0 or high > 0 for low, high in p.padding)
+    if p.stride[2] == 1 and p.output_size[2] >= lanes and not p.channels_last and not bordered:
+        return multiply
+    copy = COPY_COSTS[min(p.stride[2], 3)] * (LAST_FACTOR if p.channels_last else 1)
+    rows = p.batch * p.in_channels * math.prod(p.padded_size[:2])
+    return multiply + rows * (ROW_COST + -(-p.padded_size[2] // lanes) * copy)
 
 
 class Forward(Lined):

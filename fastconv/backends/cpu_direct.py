@@ -47,7 +47,8 @@ def seconds(problem: Problem, machine: Machine) -> float:
     moved = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
     if p.flops <= _lines.SERIAL_FLOPS:
         return CALL_SECONDS + compute
-    return CALL_SECONDS + machine.region_seconds + max(compute, moved) / machine.threads
+    rows = p.batch * p.groups * math.prod(p.output_size[:2])  # what threads share
+    return CALL_SECONDS + machine.region_seconds + max(compute, moved) / max(1, min(machine.threads, rows))
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:

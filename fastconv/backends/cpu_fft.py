@@ -33,7 +33,7 @@ from ._fft.cutting import cut_tiles
 from ._fft.engine import forward, grad_input, grad_weight, takes
 from ._phases import phase_seconds
 
-CALL_SECONDS = 12e-6  # of a call; more than it takes: where microseconds decide, a plain sum's accuracy does (bench_conv.py, tiny)
+CALL_SECONDS = 5e-6  # of a call; more than it takes: where microseconds decide, a plain sum's accuracy does (bench_conv.py, tiny)
 
 
 def refuses(problem: Problem) -> str | None:

@@ -66,7 +66,7 @@ TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_co
 ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
 PACK_SPEED = 1.4  # times the bandwidth at which panels are written, both threads together (bench_conv.py, 3x3 layers)
-CALL_SECONDS = 12e-6  # of Python around a run (bench_conv.py, tiny)
+CALL_SECONDS = 1.5e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
 
 
@@ -341,8 +341,9 @@ def seconds(problem: Problem, machine: Machine) -> float:
         depth += ALIASED_OVERHEAD
     multiply = 2 * rows * columns * (depth + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(problem.dtype))
     moved = 2 * problem.bytes / machine.cache_bandwidth
-    threads = machine.threads if problem.flops > SERIAL_FLOPS else 1
-    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
+    if problem.flops <= SERIAL_FLOPS:
+        return CALL_SECONDS + multiply + moved
+    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / machine.threads
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:

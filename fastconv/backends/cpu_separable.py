@@ -374,9 +374,12 @@ class Forward:
 # -- the backend ----------------------------------------------------------------------------------------------------------
 
 REMEMBERED_BYTES = 32 * 1024  # of weights whose terms plain calls find again by their bytes, in some 10 us
-DOWN_EFFICIENCY = 0.8  # share of the peak in the pass down the columns (benchmarks/bench_conv.py, Gaussian filters)
-ALONG_EFFICIENCY = 0.45  # and along the rows, whose loads are unaligned (the same)
-CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
+DOWN_EFFICIENCY = 0.5  # share of the peak in the pass down the columns (benchmarks/bench_conv.py, Gaussian filters)
+ALONG_EFFICIENCY = 0.3  # and along the rows, whose loads are unaligned (the same)
+MIDDLE_PASSES = 2  # times a middle row's bytes pass the second-level cache (the same)
+CACHED_BYTES = 16 * 1024 * 1024  # of image and result that a last-level cache keeps from call to call (the same)
+ROW_SECONDS = 80e-9  # of a finished row (bench_conv.py, depthwise)
+CALL_SECONDS = 2e-6  # of Python around a run (bench_conv.py, tiny)
 PACK_SECONDS = 10e-6  # of finding one term again
 FIND_SECONDS = 3e-9  # of an element of weights whose terms are to be found (the same)
 
@@ -411,9 +414,11 @@ def seconds_of_terms(problem: Problem, machine: Machine, terms: int) -> float:
     tile = LANES_TILE_ROWS if p.stride[1] == p.dilation[1] == 1 else 1
     down = (p.kernel_size[1] + tile - 1) / (DOWN_EFFICIENCY if tile > 1 else ALONG_EFFICIENCY)
     multiply = 2 * points * terms * (down + p.kernel_size[2] / ALONG_EFFICIENCY) / machine.flops(p.dtype)
-    moved = p.bytes / machine.bandwidth + 4 * p.itemsize * points / machine.cache_bandwidth
+    far = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
+    moved = far + MIDDLE_PASSES * p.itemsize * points / machine.cache_bandwidth
+    rows = ROW_SECONDS * points / max(1, p.output_size[2])
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
-    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
+    return CALL_SECONDS + machine.region_seconds + (multiply + moved + rows) / threads
 
 
 def seconds(problem: Problem, machine: Machine) -> float:
