@@ -5,6 +5,7 @@ Start with `conv2d`; `explain` tells which backend it uses and why, `backends` w
 
 from . import wisdom
 from ._version import __version__
+from .asking import BackendFallbackWarning, backends, use_backend
 from .backends import BackendError
 from .config import get_num_threads, set_num_threads, show_config, warmup
 from .conv import (
@@ -27,13 +28,12 @@ from .conv import (
     conv_transpose2d_backward,
     conv_transpose3d,
     conv_transpose3d_backward,
-    depthwise_conv2d,
     plan_conv1d,
     plan_conv2d,
     plan_conv3d,
-    separable_conv2d,
 )
-from .dispatcher import BackendFallbackWarning, backends, explain, tune, use_backend
+from .depthwise import depthwise_conv2d, separable_conv2d
+from .dispatcher import explain, tune
 
 __all__ = [
     "BackendError",

@@ -16,8 +16,9 @@ import numpy as np
 
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype
+from .asking import Choice, asked_backend, current_choice
 from .backends._scratch import reused_operands
-from .dispatcher import Choice, Plan, asked_backend, current_choice, plan
+from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
 __all__ = ["Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "is_ready", "lookup", "make_options", "run", "shape_of"]

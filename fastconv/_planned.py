@@ -10,8 +10,9 @@ import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
 from ._calls import Call, batched, execute, is_ready, lookup, shape_of
-from .dispatcher import PackedBy, Plan
+from .dispatcher import Plan
 from .problem import Options, Problem
+from .substitutes import PackedBy
 
 __all__ = ["Convolution"]
 

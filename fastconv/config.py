@@ -130,8 +130,9 @@ def describe() -> dict[str, Any]:
     """The facts that `fastconv info` prints, as plain data."""
     from importlib.metadata import version
 
+    from .asking import backends
     from .backends import _jit, _simd
-    from .dispatcher import backends, machine
+    from .dispatcher import machine
 
     triple, cpu, _ = _jit.cpu_target()
     states = {name: _jit.cache_state(dispatcher) for name, dispatcher in kernels().items()}

@@ -9,55 +9,24 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Sequence
-from contextlib import ContextDecorator
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import wisdom
+from .asking import AUTO, Choice, current_choice, warn_once
 from .backends import BackendError, Kernel, load
 from .explanation import Candidate, Explanation, describe, machine
 from .lowering import EmptySum, lower
 from .measuring import measure
 from .problem import Options, Problem, computing_dtype
+from .substitutes import ByWeights, ExactNonFinite
 
-__all__ = [
-    "BackendFallbackWarning",
-    "Candidate",
-    "Choice",
-    "Explanation",
-    "Plan",
-    "asked_backend",
-    "backends",
-    "current_choice",
-    "explain",
-    "machine",
-    "plan",
-    "tune",
-    "use_backend",
-]
+__all__ = ["Candidate", "Explanation", "Plan", "explain", "machine", "plan", "tune"]
 
 PLANS_KEPT = 1024
-
-
-class BackendFallbackWarning(UserWarning):
-    """FASTCONV_BACKEND names a backend that cannot compute a problem; another one did."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which backend was asked for, and by what; `name` None leaves it to the dispatcher."""
-
-    name: str | None = None
-    source: str = "auto"
-
-
-AUTO = Choice()
-_asked: ContextVar[Choice] = ContextVar("fastconv_backend", default=AUTO)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,86 +52,6 @@ class Plan:
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------------
-
-
-def backends(device: str = "cpu") -> list[str]:
-    """Names of the backends of a device; those of CUDA carry the prefix "cuda_".
-
-    Parameters
-    ----------
-    device : {"cpu", "cuda"}
-        The device.
-
-    Returns
-    -------
-    list of str
-        Names that `backend=`, `use_backend` and FASTCONV_BACKEND take, besides "auto".
-
-    Examples
-    --------
-    >>> import fastconv as fc
-    >>> {"direct", "im2col", "fft"} <= set(fc.backends())
-    True
-    """
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    return [name if device == "cpu" else f"{device}_{name}" for name in load(device)]
-
-
-def check_backend(name: Any, source: str) -> str | None:
-    """A known backend's name, or None for "auto"."""
-    if name == "auto":
-        return None
-    if not isinstance(name, str):
-        raise TypeError(f"{source} must be a string, got {name!r}")
-    if name not in load("cpu"):
-        raise ValueError(f"{source}={name!r} is no backend; valid names: auto, {', '.join(load('cpu'))}")
-    return name
-
-
-def current_choice(argument: str | None) -> Choice:
-    """The strongest wish: the argument, the innermost `use_backend`, FASTCONV_BACKEND, else none."""
-    if argument is not None:
-        return Choice(check_backend(argument, "backend"), "backend")
-    asked = _asked.get()
-    if asked is not AUTO:
-        return asked
-    name = os.environ.get("FASTCONV_BACKEND")
-    return Choice(check_backend(name, "FASTCONV_BACKEND"), "FASTCONV_BACKEND") if name else AUTO
-
-
-def asked_backend() -> Choice:
-    """The wish of the innermost `use_backend`."""
-    return _asked.get()
-
-
-class use_backend(ContextDecorator):
-    """Use one backend within a `with` block or a decorated function, in this thread or task.
-
-    Parameters
-    ----------
-    name : str
-        A name of `backends()`, or "auto" to leave the choice to the dispatcher again.
-
-    Examples
-    --------
-    >>> import numpy as np, fastconv as fc
-    >>> with fc.use_backend("direct"):
-    ...     y = fc.conv1d(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
-    >>> y.ravel()
-    array([3., 3., 3.])
-    """
-
-    def __init__(self, name: str):
-        self._choice = Choice(check_backend(name, "backend"), "use_backend")
-        self._tokens: list[Any] = []
-
-    def __enter__(self) -> use_backend:
-        self._tokens.append(_asked.set(self._choice))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        _asked.reset(self._tokens.pop())
 
 
 def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
@@ -243,13 +132,8 @@ def _choose(candidates: Sequence[Candidate], choice: Choice, problem: Problem) -
     message = f"backend {choice.name!r} cannot compute this problem: {asked.refusal} ({describe(problem)})"
     if choice.source != "FASTCONV_BACKEND":
         raise BackendError(message)
-    _warn_once(f"FASTCONV_BACKEND: {message}; using {best.name!r}")
+    warn_once(f"FASTCONV_BACKEND: {message}; using {best.name!r}")
     return best.name, f"{reason}; {choice.name!r} refused: {asked.refusal}"
-
-
-@functools.lru_cache(maxsize=PLANS_KEPT)
-def _warn_once(message: str) -> None:
-    warnings.warn(message, BackendFallbackWarning, stacklevel=9)
 
 
 def _tuning() -> bool:
@@ -259,74 +143,7 @@ def _tuning() -> bool:
     return mode == "measure"
 
 
-class PackedBy(NamedTuple):
-    """What `ByWeights` packed: the backend that took the weights, its kernel, and what that made of them."""
-
-    backend: str
-    kernel: Kernel
-    packed: Any
-
-
-class ByWeights:
-    """A kernel that chooses when the weights are known: a picky backend where it takes them and gains by it, else a general one."""
-
-    def __init__(self, problem: Problem, name: str, picky: Kernel, general: Candidate, general_kernel: Kernel, choice: Choice):
-        self.problem, self.name, self.picky = problem, name, picky
-        self.general, self.general_kernel, self.choice = general, general_kernel, choice
-
-    def pack(self, second: np.ndarray) -> PackedBy:
-        try:
-            packed = self.picky.pack(second)
-        except BackendError as refusal:
-            if self.choice.name is not None:
-                self._not_as_asked(refusal)
-        else:
-            if self.choice.name is not None or self._predicted(packed) < self.general.seconds:
-                return PackedBy(self.name, self.picky, packed)
-        return PackedBy(self.general.name, self.general_kernel, self.general_kernel.pack(second))
-
-    def run(self, first: np.ndarray, packed: PackedBy, bias: np.ndarray | None, out: np.ndarray) -> bool | None:
-        return packed.kernel.run(first, packed.packed, bias, out)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return max(self.picky.scratch_bytes, self.general_kernel.scratch_bytes)
-
-    def _predicted(self, packed: Any) -> float:
-        backend = load(self.problem.device)[self.name]
-        assert backend.packed_seconds is not None
-        return backend.packed_seconds(self.problem, machine(), packed[0] if isinstance(self.picky, ExactNonFinite) else packed)
-
-    def _not_as_asked(self, refusal: BackendError) -> None:
-        message = f"backend {self.name!r} cannot compute this problem: {refusal} ({describe(self.problem)})"
-        if self.choice.source != "FASTCONV_BACKEND":
-            raise BackendError(message) from None
-        _warn_once(f"FASTCONV_BACKEND: {message}; using {self.general.name!r}")
-
-
-class ExactNonFinite:
-    """A kernel that smears NaN and Inf, made exact: where a result is not finite, a backend that sums directly redoes it."""
-
-    def __init__(self, kernel: Kernel, problem: Problem, candidates: Sequence[Candidate]):
-        self.kernel = kernel
-        self.problem = problem
-        self.substitute = next(c.name for c in candidates if c.refusal is None and load(problem.device)[c.name].sums_directly)
-
-    def pack(self, second: np.ndarray) -> Any:
-        return self.kernel.pack(second), second
-
-    def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
-        spectra, second = packed
-        if not self.kernel.run(first, spectra, bias, out):
-            direct = load(self.problem.device)[self.substitute].build(self.problem)
-            direct.run(first, direct.pack(second), bias, out)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.kernel.scratch_bytes
-
-
-# -- asking and tuning ----------------------------------------------------------------------------------------------------
+# -- explaining and tuning ------------------------------------------------------------------------------------------------
 
 
 def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,

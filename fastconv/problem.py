@@ -1,5 +1,7 @@
 """What is to be computed: a frozen, hashable `Problem`. All shape arithmetic and validation of the package lives here.
 
+The checks of single arguments (`_checks`) and the arithmetic of borders (`_padding`) are modules that only this one uses.
+
 Dimension letters: N batch, C input channels, O output channels, G groups, D H W the three spatial axes.
 1-D and 2-D convolutions are 3-D ones whose leading spatial sizes are 1, so a backend sees one rank only.
 
@@ -17,27 +19,32 @@ is asked for. Each pass is a function of two operands:
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ACTIVATIONS", "PADDING_MODES", "PASSES", "Options", "Phase", "Problem", "border_source", "computing_dtype"]
+from ._checks import (
+    ACTIVATIONS,
+    Size,
+    as_int,
+    check_activation,
+    check_axes,
+    check_groups,
+    check_layout,
+    check_name,
+    join_shape,
+    split_shape,
+    split_weight_shape,
+)
+from ._padding import PADDING_MODES, Pads, border_source, check_border, resolve_padding
+
+__all__ = ["ACTIVATIONS", "PADDING_MODES", "PASSES", "Options", "Phase", "Problem", "border_source", "computing_dtype", "resolve_padding"]
 
 PASSES = ("forward", "grad_input", "grad_weight")
-PADDING_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu")
 ACCURACIES = ("default", "strict")
-NAMED_PADDINGS = ("valid", "same", "same_lower", "causal")
-CHANNELS_FIRST = {1: ("NCHW", "NCL", "NCW"), 2: ("NCHW",), 3: ("NCHW", "NCDHW")}
-CHANNELS_LAST = {1: ("NHWC", "NLC", "NWC"), 2: ("NHWC",), 3: ("NHWC", "NDHWC")}
-NUMPY_PAD_MODE = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
-
-Pads = tuple[tuple[int, int], ...]
-Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -94,22 +101,22 @@ class Problem:
     def create(pass_name: str, ndim: int, input_shape: Sequence[int], weight_shape: Sequence[int], dtype: str,
                options: Options, *, bias: bool = False, device: str = "cpu") -> Problem:
         """Check the caller's arguments and resolve them; shapes are batched ones, in the caller's layout."""
-        _check_name("pass_name", pass_name, PASSES)
-        layout = _check_layout(options.layout, ndim)
-        batch, channels, size = _split_shape("x", input_shape, ndim, layout)
-        out_channels, group_channels, kernel = _split_weight_shape(weight_shape, ndim, layout)
-        groups = _check_groups(options.groups, channels, out_channels)
+        check_name("pass_name", pass_name, PASSES)
+        layout = check_layout(options.layout, ndim)
+        batch, channels, size = split_shape("x", input_shape, ndim, layout)
+        out_channels, group_channels, kernel = split_weight_shape(weight_shape, ndim, layout)
+        groups = check_groups(options.groups, channels, out_channels)
         if group_channels * groups != channels:
             raise ValueError(
                 f"w of shape {tuple(weight_shape)} takes {group_channels} channels per group, but x of shape "
                 f"{tuple(input_shape)} with groups={groups} has {channels}/{groups}")
-        stride = _check_axes("stride", options.stride, ndim, minimum=1)
-        dilation = _check_axes("dilation", options.dilation, ndim, minimum=1)
-        mode = _check_name("padding_mode", options.padding_mode, PADDING_MODES)
+        stride = check_axes("stride", options.stride, ndim, minimum=1)
+        dilation = check_axes("dilation", options.dilation, ndim, minimum=1)
+        mode = check_name("padding_mode", options.padding_mode, PADDING_MODES)
         padding = resolve_padding(options.padding, size, kernel, stride, dilation)
-        _check_border(mode, padding, size)
-        activation = _check_activation(options.activation, dtype)
-        accuracy = _check_name("accuracy", options.accuracy, ACCURACIES)
+        check_border(mode, padding, size)
+        activation = check_activation(options.activation, dtype)
+        accuracy = check_name("accuracy", options.accuracy, ACCURACIES)
         lead = 3 - ndim
         problem = Problem(
             pass_name=pass_name, ndim=ndim, batch=batch, in_channels=channels, out_channels=out_channels, groups=groups,
@@ -127,18 +134,18 @@ class Problem:
     def create_transposed(ndim: int, input_shape: Sequence[int], weight_shape: Sequence[int], dtype: str, options: Options,
                           output_padding: Any = 0, *, bias: bool = False, device: str = "cpu") -> Problem:
         """The `grad_input` problem that a transposed convolution is: its x is gy, its output gx."""
-        layout = _check_layout(options.layout, ndim)
-        batch, channels, size = _split_shape("x", input_shape, ndim, layout)
-        out_channels, group_channels, kernel = _split_weight_shape(weight_shape, ndim, layout)
+        layout = check_layout(options.layout, ndim)
+        batch, channels, size = split_shape("x", input_shape, ndim, layout)
+        out_channels, group_channels, kernel = split_weight_shape(weight_shape, ndim, layout)
         if channels != out_channels:
             raise ValueError(f"w of shape {tuple(weight_shape)} takes {out_channels} channels, but x of shape "
                              f"{tuple(input_shape)} has {channels}")
         if options.padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros' for a transposed convolution, got {options.padding_mode!r}")
-        groups = _check_groups(options.groups, group_channels * _as_int("groups", options.groups, 1), channels)
-        stride = _check_axes("stride", options.stride, ndim, minimum=1)
-        dilation = _check_axes("dilation", options.dilation, ndim, minimum=1)
-        extra = _check_axes("output_padding", output_padding, ndim, minimum=0)
+        groups = check_groups(options.groups, group_channels * as_int("groups", options.groups, 1), channels)
+        stride = check_axes("stride", options.stride, ndim, minimum=1)
+        dilation = check_axes("dilation", options.dilation, ndim, minimum=1)
+        extra = check_axes("output_padding", output_padding, ndim, minimum=0)
         for e, s, d in zip(extra, stride, dilation, strict=True):
             if e >= max(s, d):
                 raise ValueError(f"output_padding={output_padding!r} must be smaller than stride={stride} or dilation={dilation}")
@@ -162,8 +169,8 @@ class Problem:
             pass_name="grad_input", ndim=ndim, batch=batch, in_channels=channels_out, out_channels=channels, groups=groups,
             input_size=(1,) * lead + target, kernel_size=(1,) * lead + kernel, stride=(1,) * lead + stride,
             dilation=(1,) * lead + dilation, padding=((0, 0),) * lead + padding, padding_mode="zeros", dtype=dtype,
-            layout=layout, bias=bias, activation=_check_activation(options.activation, dtype),
-            accuracy=_check_name("accuracy", options.accuracy, ACCURACIES), device=device)
+            layout=layout, bias=bias, activation=check_activation(options.activation, dtype),
+            accuracy=check_name("accuracy", options.accuracy, ACCURACIES), device=device)
 
     # -- shapes -----------------------------------------------------------------------------------------------------
 
@@ -196,12 +203,12 @@ class Problem:
     @cached_property
     def input_shape(self) -> Size:
         """Shape of x and gx, with all three spatial axes."""
-        return _join_shape(self.batch, self.in_channels, self.input_size, self.layout)
+        return join_shape(self.batch, self.in_channels, self.input_size, self.layout)
 
     @cached_property
     def output_shape(self) -> Size:
         """Shape of y and gy, with all three spatial axes."""
-        return _join_shape(self.batch, self.out_channels, self.output_size, self.layout)
+        return join_shape(self.batch, self.out_channels, self.output_size, self.layout)
 
     @cached_property
     def weight_shape(self) -> Size:
@@ -304,23 +311,7 @@ def computing_dtype(dtype: np.dtype) -> str:
     return _COMPUTED_IN.get(name, name)
 
 
-# -- borders and phases -------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=512)
-def border_source(size: int, low: int, high: int, mode: str) -> np.ndarray:
-    """The input index at each of the `low + size + high` positions of a padded axis, int32; -1 is a zero.
-
-    Negative pads crop. The array is shared: it is read-only.
-    """
-    index = np.arange(-low, size + high, dtype=np.int32)
-    if mode == "zeros":
-        index[(index < 0) | (index >= size)] = -1
-    else:
-        line = np.pad(np.arange(size, dtype=np.int32), (max(low, 0), max(high, 0)), mode=NUMPY_PAD_MODE[mode])  # type: ignore[call-overload]
-        index = line[max(-low, 0):line.size - max(-high, 0)]
-    index.flags.writeable = False
-    return index
+# -- phases ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -348,122 +339,3 @@ def _axis_phases(size: int, outputs: int, kernel: int, stride: int, dilation: in
         padding = ((taps - 1) * inner - shift, count - outputs + shift)
         phases.append(_AxisPhase(taps, slice(first, None, step), target, padding, inner))
     return phases
-
-
-# -- checks of single arguments -------------------------------------------------------------------------------------------
-
-
-def _as_int(name: str, value: Any, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return number
-
-
-def _as_sequence(name: str, value: Any, ndim: int) -> list[Any]:
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} must be an integer or a sequence of {ndim}, got {value!r}")
-    try:
-        items = list(value)
-    except TypeError:
-        return [value] * ndim
-    if len(items) != ndim:
-        raise ValueError(f"{name} must be an integer or a sequence of {ndim}, got {value!r}")
-    return items
-
-
-def _check_axes(name: str, value: Any, ndim: int, minimum: int) -> Size:
-    try:
-        return tuple(_as_int(name, item, minimum) for item in _as_sequence(name, value, ndim))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}={value!r}: {error}") from None
-
-
-def _check_name(name: str, value: Any, valid: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in valid:
-        kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"{name} must be one of {', '.join(map(repr, valid))}; got {value!r}")
-    return value
-
-
-def _check_layout(value: Any, ndim: int) -> str:
-    _check_name("layout", value, CHANNELS_FIRST[ndim] + CHANNELS_LAST[ndim])
-    return "NCHW" if value in CHANNELS_FIRST[ndim] else "NHWC"
-
-
-def _check_groups(value: Any, in_channels: int, out_channels: int) -> int:
-    groups = _as_int("groups", value, 1)
-    if in_channels % groups or out_channels % groups:
-        raise ValueError(f"groups={groups} must divide the input channels ({in_channels}) and the output channels ({out_channels})")
-    return groups
-
-
-def _check_activation(value: Any, dtype: str) -> str | None:
-    if value is None:
-        return None
-    name = _check_name("activation", value, ACTIVATIONS)
-    kind = np.dtype(dtype).kind
-    if kind == "c" or (kind in "iu" and name not in ("relu", "relu6")):
-        raise TypeError(f"activation={name!r} is not defined for arrays of type {dtype}")
-    return name
-
-
-def _split_shape(name: str, shape: Sequence[int], ndim: int, layout: str) -> tuple[int, int, Size]:
-    if len(shape) != ndim + 2:
-        raise ValueError(f"{name} must have {ndim + 2} dimensions, or {ndim + 1} for a single sample, got shape {tuple(shape)}")
-    shape = tuple(_as_int(f"shape of {name}", n, 0) for n in shape)
-    return (shape[0], shape[1], shape[2:]) if layout == "NCHW" else (shape[0], shape[-1], shape[1:-1])
-
-
-def _split_weight_shape(shape: Sequence[int], ndim: int, layout: str) -> tuple[int, int, Size]:
-    if len(shape) != ndim + 2:
-        raise ValueError(f"w must have {ndim + 2} dimensions, got shape {tuple(shape)}")
-    shape = tuple(_as_int("shape of w", n, 0) for n in shape)
-    outputs, channels, kernel = (shape[0], shape[1], shape[2:]) if layout == "NCHW" else (shape[-1], shape[-2], shape[:-2])
-    if min(kernel) < 1:
-        raise ValueError(f"w must have a kernel of at least one tap on each axis, got shape {tuple(shape)}")
-    return outputs, channels, kernel
-
-
-def _join_shape(batch: int, channels: int, size: Size, layout: str) -> Size:
-    return (batch, channels, *size) if layout == "NCHW" else (batch, *size, channels)
-
-
-def _check_border(mode: str, padding: Pads, size: Size) -> None:
-    for axis, (n, pads) in enumerate(zip(size, padding, strict=True)):
-        limit = {"reflect": n - 1, "symmetric": n, "circular": n, "replicate": None if n else 0}.get(mode)
-        if mode != "zeros" and limit is not None and max(pads) > limit:
-            raise ValueError(f"padding {pads} on spatial axis {axis} is larger than padding_mode={mode!r} allows "
-                             f"for size {n}: at most {max(limit, 0)}")
-
-
-def resolve_padding(value: Any, size: Size, kernel: Size, stride: Size, dilation: Size) -> Pads:
-    """(low, high) pads per axis from an integer, one per axis, a pair per axis or a name.
-
-    "same" gives ceil(n / stride) outputs, the odd pad at the end; "same_lower" puts it at the start; "causal" (1-D)
-    pads the past only.
-    """
-    ndim = len(size)
-    if isinstance(value, str):
-        _check_name("padding", value, NAMED_PADDINGS)
-        if value == "valid":
-            return ((0, 0),) * ndim
-        if value == "causal":
-            if ndim != 1:
-                raise ValueError(f"padding='causal' is for 1-D convolutions, this one is {ndim}-D")
-            return ((dilation[0] * (kernel[0] - 1), 0),)
-        totals = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)]
-        return tuple((t // 2, t - t // 2) if value == "same" else (t - t // 2, t // 2) for t in totals)
-    pads = []
-    for item in _as_sequence("padding", value, ndim):
-        pair = _as_sequence("padding", item, 2)
-        try:
-            pads.append((_as_int("padding", pair[0], 0), _as_int("padding", pair[1], 0)))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"padding={value!r}: {error}") from None
-    return tuple(pads)

@@ -15,7 +15,9 @@ PACKAGE = pathlib.Path(fastconv.__file__).parent
 HELPERS = {"backends/", "backends/_jit", "backends/_scratch", "backends/_simd", "backends/_*"}
 ALLOWED = {
     "_version": set(),
-    "problem": set(),
+    "_checks": set(),
+    "_padding": {"_checks"},
+    "problem": {"_checks", "_padding"},
     "_modes": set(),
     "_arrays": {"problem"},
     "backends/": {"problem"},
@@ -26,16 +28,19 @@ ALLOWED = {
     "backends/*": {"problem"} | HELPERS,
     "lowering": {"problem"} | HELPERS,
     "wisdom": {"problem", "_version"} | HELPERS,
-    "dispatcher": {"problem", "wisdom", "lowering", "measuring", "explanation"} | HELPERS,
+    "asking": {"backends/"},
+    "dispatcher": {"problem", "wisdom", "asking", "lowering", "measuring", "explanation", "substitutes"} | HELPERS,
     "measuring": {"problem", "wisdom", "lowering"} | HELPERS,
     "explanation": {"problem"} | HELPERS,
-    "_calls": {"problem", "wisdom", "dispatcher", "_arrays"} | HELPERS,
-    "_planned": {"problem", "dispatcher", "_arrays", "_calls"},
+    "substitutes": {"problem", "asking", "explanation", "backends/"},
+    "_calls": {"problem", "wisdom", "asking", "dispatcher", "_arrays"} | HELPERS,
+    "_planned": {"problem", "substitutes", "dispatcher", "_arrays", "_calls"},
     "conv": {"problem", "dispatcher", "_arrays", "_calls", "_planned"},
+    "depthwise": {"_arrays", "conv"},
     "pool": {"problem", "dispatcher", "_arrays", "_calls"},
 }
 USERS = ("linalg", "signal", "ndimage", "nn", "dask")  # of the public functions
-ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "pool", "linalg", "nn"} for name in USERS}
+ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "depthwise", "pool", "linalg", "nn"} for name in USERS}
 TOP = ("__init__", "__main__", "cli", "bench", "imaging", "config")  # these may import everything
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

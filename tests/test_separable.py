@@ -6,7 +6,7 @@ import reference
 from helpers import assert_close, tolerance
 
 import fastconv as fc
-from fastconv.backends.cpu_separable import MOST_TERMS, find_terms
+from fastconv.backends._separable_terms import MOST_TERMS, find_terms
 
 SIZE = (1, 1, 61, 83)
 

@@ -27,7 +27,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._jit import address_of, addressed
-from ._simd.vector import I64, emit_call, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
+from ._simd.emit import I64, emit_call, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
 
 ROOT = 2**0.5
 # number of finite points -> points; the remaining one is infinity

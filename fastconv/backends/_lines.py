@@ -43,7 +43,7 @@ from ._simd import (
     tile_store_lanes,
     zero_element,
 )
-from ._simd.vector import emit_call
+from ._simd.emit import emit_call
 
 # Costs in vector multiply-adds (bench_conv.py, first layers, grouped)
 EFFICIENCY = 0.8  # of the tiles

@@ -35,7 +35,7 @@ from ._simd import (
     tile_zeros,
     zero_element,
 )
-from ._simd.vector import emit_call
+from ._simd.emit import emit_call
 from ._strips import PLANE_OVERHEAD, SERIAL_FLOPS, STRIDE_FACTOR, TASK_FLOPS
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise, grad_weight)

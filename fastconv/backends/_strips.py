@@ -39,7 +39,7 @@ from ._simd import (
     thawed,
     zero_element,
 )
-from ._simd.vector import VECTOR_REGISTERS, emit_call
+from ._simd.emit import VECTOR_REGISTERS, emit_call
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise and filters)
 EFFICIENCY = 0.75  # of the tiles, masked ones at the edges included

@@ -16,8 +16,8 @@ from numba.np.numpy_support import from_dtype
 
 from .._jit import address_of, addressed
 from .._simd import VECTOR_REGISTERS, advance, lanes_of, prefetch_read
+from .._simd.emit import emit_call
 from .._simd.fourier import AFTER, BEFORE, PLAIN, butterfly, product_butterfly, spectra_load, spectra_step, spectra_store, spectra_zeros
-from .._simd.vector import emit_call
 
 RADICES = (4, 5, 6, 8, 10, 12, 16)  # their products of two are spaced by a quarter at most
 LENGTHS = tuple(sorted({a * b for a in RADICES for b in RADICES}))

@@ -6,7 +6,8 @@
 A vector holds `VECTOR_BYTES` bytes: 16 float32 lanes with AVX-512, 8 with AVX2, 4 with SSE2 and NEON; float64 has half
 as many. Everything is generic in the element type (float32, float64, int32, int64), which the pointer carries.
 
-    vector.py     the type, pointers, loads and stores, arithmetic
+    emit.py       the type, and the LLVM IR that the rest is put together from
+    vector.py     pointers, loads and stores, arithmetic
     tile.py       register tiles and the steps of the micro-kernels
     strip.py      strips of planes: straight-line code over the rows of an image
     threads.py    a kernel's work on Numba's thread pool
@@ -16,6 +17,7 @@ Its rows are addressed through a table of offsets, so the same code serves any s
 im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s on a core.
 """
 
+from .emit import VECTOR_BYTES, VECTOR_REGISTERS, lane_count
 from .strip import gradient_tile, strip_tile, tap_vectors
 from .threads import BoundKernel, next_task, parallel_kernel, prepare_launch, raise_flag, thawed
 from .tile import (
@@ -48,15 +50,12 @@ from .tile import (
     transpose_whole,
 )
 from .vector import (
-    VECTOR_BYTES,
-    VECTOR_REGISTERS,
     advance,
     as_float64,
     as_int32,
     as_int64,
     fma,
     get,
-    lane_count,
     lanes_of,
     load,
     load_alternate,

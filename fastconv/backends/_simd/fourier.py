@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vector import I64, emit_fma, emit_load, emit_scale, emit_splat, emit_store, emit_transpose, vector_of, zero_of
+from .emit import I64, emit_fma, emit_load, emit_scale, emit_splat, emit_store, emit_transpose, vector_of, zero_of
 
 PLAIN, BEFORE, AFTER = 0, 1, 2  # where a pass multiplies by its twiddle factors: nowhere, at its inputs, at its outputs
 FACTORS = {6: (2, 3), 8: (2, 4), 9: (3, 3), 10: (2, 5), 12: (4, 3), 15: (3, 5), 16: (4, 4)}  # of composite radices

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vector import (
+from .emit import (
     I32,
     I64,
     emit_epilogue,

@@ -24,7 +24,7 @@ from numba.np.numpy_support import from_dtype
 
 from .._jit import address_of, addressed, cached, parallel_region, threading_layer
 from .._scratch import arena
-from .vector import I64, emit_call
+from .emit import I64, emit_call
 
 MOST_THREADS = 1024  # of one region
 LINE = 64  # bytes: a cache line, and the widest vector
