@@ -52,6 +52,7 @@ ROW_COST = 29  # of a padded row that is copied
 COPY_COSTS = {1: 4, 2: 21, 3: 36}  # of a vector of it, by the stride along the row, 3 for all beyond
 SCATTER_COST = 130  # of a vector of outputs where channels come last
 LAST_FACTOR = 6  # of the copy where channels come last
+SMALL_WEIGHTS = 16_384  # elements that are picked by a table faster than copied tile by tile (bench_conv.py, tiny)
 SERIAL_FLOPS = 200_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 BUDGET_BYTES = 64 * 1024  # of packed input of a task: it shares the caches with y (benchmarks/bench_conv.py, depthwise)
 MOST_COLUMNS = max(LANES_TILES.values())
@@ -354,14 +355,24 @@ class Forward(Lined):
         self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
         self.no_bias = np.zeros(p.out_channels, p.dtype)
 
+        self.order = None
+        size = math.prod(p.weight_shape)
+        if size <= SMALL_WEIGHTS and (p.channels_last or p.group_out > 1):
+            self.order = self._interleaved(np.arange(size))
+
     def pack(self, w: np.ndarray) -> np.ndarray:
         """(G, Og, taps), the output channels of a tile interleaved: [tile][tap][row]."""
+        if self.order is not None:
+            return w.reshape(-1).take(self.order)
+        return self._interleaved(w)
+
+    def _interleaved(self, w: np.ndarray) -> np.ndarray:
         p = self.problem
         w = w.reshape(p.shapes[1])
         matrix = (w.transpose(4, 3, 0, 1, 2) if p.channels_last else w).reshape(p.groups, p.group_out, p.taps)
         if p.group_out == 1:
             return np.ascontiguousarray(matrix).reshape(-1)
-        packed = operand(w.size, p.dtype)
+        packed = operand(w.size, w.dtype)
         target = packed.reshape(p.groups, -1)
         start = 0
         for rows, run in itertools.groupby(self.rows):

@@ -31,6 +31,7 @@ ENGINES: dict[str, list[tuple[Callable[[Problem], float], Callable[[Problem], Ke
     "grad_weight": [(_line_gradients.slots, _line_gradients.GradWeight), (_strip_gradients.slots, _strip_gradients.StripGradients)],
 }
 CALL_SECONDS = 1.2e-6  # of Python around a run (bench_conv.py, tiny)
+PICK_SECONDS, ELEMENT_SECONDS = 0.4e-6, 1e-9  # of picking a small kernel's weights by a table (the same)
 CACHED_BYTES = 16 * 1024 * 1024  # of operands and result that a last-level cache keeps from call to call (bench_conv.py, filters)
 
 
@@ -52,10 +53,13 @@ def seconds(problem: Problem, machine: Machine) -> float:
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
-    """A strided copy by NumPy where output channels are interleaved or gy's channels come last, else nothing."""
+    """A copy by NumPy where output channels are interleaved or gy's channels come last, else nothing."""
     p = problem
     if not p.channels_last and (p.pass_name == "grad_weight" or (p.pass_name == "forward" and p.group_out == 1)):
         return 0.0
+    size = math.prod(p.weight_shape)
+    if p.pass_name == "forward" and size <= _lines.SMALL_WEIGHTS:
+        return PICK_SECONDS + ELEMENT_SECONDS * size
     return 4e-6 + 16 * math.prod(p.shapes[1]) * p.itemsize / machine.cache_bandwidth
 
 
