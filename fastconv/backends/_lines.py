@@ -49,7 +49,7 @@ from ._simd.emit import emit_call
 EFFICIENCY = 0.8  # of the tiles
 VECTOR_OVERHEAD = 7  # of a vector of outputs
 ROW_COST = 29  # of a padded row that is copied
-COPY_COSTS = {1: 4, 2: 21, 3: 36}  # of a vector of it, by the stride along the row, 3 for all beyond
+COPY_COSTS = {1: 12, 2: 21, 3: 36}  # of a vector of it, by the stride along the row, 3 for all beyond
 SCATTER_COST = 130  # of a vector of outputs where channels come last
 LAST_FACTOR = 6  # of the copy where channels come last
 SMALL_WEIGHTS = 16_384  # elements that are picked by a table faster than copied tile by tile (bench_conv.py, tiny)
