@@ -6,6 +6,8 @@ Rows are output points and k taps in the forward pass; rows are taps and k outpu
 are output channels, one panel of `TILE_COLUMNS` vectors at a time; w is packed into such panels. The tile stays in
 registers for the whole sum; what leaves it is written transposed (channels first), as rows (channels last), or as a
 partial sum that a later call goes on with.
+
+Tried, and did not pay: fetching x ahead as the panels are (no change at 1x1 and 7x7 maps, the hardware does it).
 """
 
 from __future__ import annotations
