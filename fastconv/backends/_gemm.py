@@ -259,7 +259,9 @@ def weight_matrices(problem: Problem, layout: WeightLayout | JointLayout) -> Mat
 
 @parallel_kernel
 def pack_panels(source, w, bias, target, constants, scratch, counters, thread, threads):
-    """Pack matrices into panels [image][group][panel][k][width], the last one's missing columns zero.
+    """Pack matrices into panels [group][panel][image][k][width], the last one's missing columns zero.
+
+    The rows of all images follow each other, so that a sum may run through several.
 
     Tasks are panels, or, where rows lie scattered, runs of rows through all panels: either way memory is read in order.
     """
@@ -274,16 +276,16 @@ def pack_panels(source, w, bias, target, constants, scratch, counters, thread, t
         matrix, part = task // tasks, task % tasks
         image, group = matrix // m.groups, matrix % m.groups
         at = advance(source, m.start + image * m.image_pitch + group * m.group_pitch)
-        to = advance(target, matrix * per_group * m.depth * width)
+        first = group * per_group * m.images + image
         if m.k_pitch == 0:
             k = part * m.k_run
             for panel in range(per_group):
                 pack_panel_by_table(advance(at, panel * width * m.column_pitch), m.column_pitch,
                                     advance(m.k_offsets, group * m.k_offsets_pitch + k), min(width, m.columns - panel * width),
-                                    min(m.k_run, m.depth - k), advance(to, (panel * m.depth + k) * width), width)
+                                    min(m.k_run, m.depth - k), advance(target, ((first + panel * m.images) * m.depth + k) * width), width)
         else:
             pack_panel(advance(at, part * width * m.column_pitch), m.column_pitch, m.k_pitch, min(width, m.columns - part * width),
-                       m.depth, advance(to, part * m.depth * width), width)
+                       m.depth, advance(target, (first + part * m.images) * m.depth * width), width)
 
 
 class PanelPacking:

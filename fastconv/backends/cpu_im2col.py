@@ -191,7 +191,7 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
                 source = advance(x, input_offset(g, start[0], start[1], start[2], start[3]) + channel * g.x_channel)
             point = (start[1] * g.out_h + start[2]) * g.out_w
             for panel in range(first_panel, last_panel):
-                w = advance(gy, (((start[0] * g.groups + group) * per_group + panel) * image_points + point) * width)
+                w = advance(gy, (((group * per_group + panel) * g.out_n + start[0]) * image_points + point) * width)
                 own = advance(sums, (panel - first_panel) * block)
                 count = min(width, g.group_out - panel * width)
                 output = group * g.group_out + panel * width
