@@ -158,7 +158,7 @@ print(len(caught), *[str(w.message) for w in caught])
 
 
 CACHED = """
-import warnings, numpy as np
+import sys, warnings, numpy as np
 from numba.core import event
 with warnings.catch_warnings(record=True) as caught, event.install_recorder("numba:compile") as recorder:
     warnings.simplefilter("always")
@@ -168,16 +168,19 @@ with warnings.catch_warnings(record=True) as caught, event.install_recorder("num
     fc.wisdom.save()
 assert y.tolist() == [[[3.0] * 3]], y
 assert all(issubclass(w.category, RuntimeWarning) for w in caught), caught
-print(len(recorder.buffer), *[str(w.message) for w in caught])
+print(len(recorder.buffer), "numba.np.arraymath" in sys.modules, *[str(w.message) for w in caught])
 """
 
 
 def test_cache_between_processes(tmp_path):
-    """What one process compiled the next one loads; files cut short or full of rubbish cost a warning and a compilation, no more."""
+    """What one process compiled the next one loads, without Numba's rules for compiling; files cut short or full of rubbish
+    cost a warning and a compilation, no more.
+    """
     cache = tmp_path / "cache"
 
     def run():
-        compiled, *messages = python(CACHED, FASTCONV_CACHE_DIR=str(cache)).split()
+        compiled, rules_loaded, *messages = python(CACHED, FASTCONV_CACHE_DIR=str(cache)).split()
+        assert (rules_loaded == "True") == (int(compiled) > 0)
         return int(compiled), " ".join(messages)
 
     compiled, messages = run()

@@ -30,6 +30,7 @@ from typing import Any
 import numba
 import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
+from numba.core.runtime import rtsys
 
 __all__ = ["address_of", "addressed", "cache_directory", "cache_state", "cached", "compiled_kernels", "cpu_target", "inlined",
            "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer"]
@@ -196,6 +197,12 @@ class _KernelCache(FunctionCache):
     def __init__(self, py_func: Callable):
         super().__init__(py_func)
         self._cache_file = _KernelFiles(self._cache_path, self._impl.filename_base)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Machine code from disk, without the rules for compiling: Numba would import them all first, half of a first call."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
     def has_files(self) -> bool:
         """Whether some signature was compiled before."""
