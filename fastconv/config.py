@@ -18,7 +18,9 @@ from .problem import Options, Problem
 __all__ = ["describe", "get_num_threads", "set_num_threads", "show_config", "warmup"]
 
 # One forward and one weight gradient per backend reach every kernel that a dtype has; both layouts share them.
-WARMUP_CASES = (((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1}), ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8}))
+WARMUP_CASES: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], ...] = (
+    ((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1}), ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8}),
+    ((1, 8, 24, 24), (40, 8, 1, 1), {}))
 STRIDED_CASE = ((1, 8, 24, 24), (40, 8, 3, 3), {"stride": 2})
 
 

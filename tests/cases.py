@@ -105,6 +105,9 @@ GEOMETRY = (
 KERNELS = (
     case("kernel_1x1", (2, 5, 6, 7), (9, 5, 1, 1)),
     case("kernel_1x1_stride_2", (1, 5, 7, 8), (9, 5, 1, 1), stride=2),
+    case("kernel_1x1_planes_of_4_kib", (1, 6, 32, 32), (101, 6, 1, 1)),
+    case("kernel_1x1_groups_batch", (3, 10, 7, 11), (26, 5, 1, 1), groups=2),
+    case("kernel_1x1_3d", (2, 5, 3, 4, 5), (17, 5, 1, 1, 1)),
     case("kernel_1x1_padded", (1, 5, 6, 7), (3, 5, 1, 1), padding=1),
     case("kernel_2x2_even", (1, 3, 8, 9), (4, 3, 2, 2)),
     case("kernel_4x4_even_padded", (1, 3, 8, 9), (4, 3, 4, 4), padding=2),

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from . import Backend, Kernel, Machine
+from . import Backend, Kernel, Machine, _pointwise
 from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, input_offset, pack_box, tap_offsets
 from ._gemm import (
     NO_OFFSETS,
@@ -40,6 +40,7 @@ from ._gemm import (
 )
 from ._jit import inlined, num_threads
 from ._phases import build_grad_input, phase_seconds
+from ._pointwise import PointwiseForward, product_seconds
 from ._simd import (
     TILE_COLUMNS,
     TILE_ROWS,
@@ -330,6 +331,22 @@ def seconds(problem: Problem, machine: Machine) -> float:
     """Time of the register tiles, columns beyond the channels included, plus what enters and leaves them."""
     if problem.pass_name == "grad_input":
         return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
+    multiply = tile_seconds(problem, machine)
+    if problem.pass_name == "forward" and PointwiseForward.takes(problem):
+        multiply = min(multiply, product_seconds(problem, machine))
+    moved = 2 * problem.bytes / machine.cache_bandwidth
+    if problem.flops <= SERIAL_FLOPS:
+        return CALL_SECONDS + multiply + moved
+    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / machine.threads
+
+
+def is_product(problem: Problem, machine: Machine) -> bool:
+    """Whether a forward convolution is faster as a product that is written as it is."""
+    return PointwiseForward.takes(problem) and product_seconds(problem, machine) < tile_seconds(problem, machine)
+
+
+def tile_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of the tiles whose lanes are output channels, on one thread."""
     lanes = panel_width(problem.dtype) // TILE_COLUMNS
     columns = problem.groups * -(-problem.group_out // lanes) * lanes
     points = problem.batch * math.prod(problem.output_size)
@@ -339,15 +356,13 @@ def seconds(problem: Problem, machine: Machine) -> float:
         rows, depth = -(-problem.taps // TILE_SIZES[-2]) * TILE_SIZES[-2], points
     if problem.pass_name == "forward" and not problem.channels_last and math.prod(problem.output_size) * problem.itemsize % 4096 == 0:
         depth += ALIASED_OVERHEAD
-    multiply = 2 * rows * columns * (depth + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(problem.dtype))
-    moved = 2 * problem.bytes / machine.cache_bandwidth
-    if problem.flops <= SERIAL_FLOPS:
-        return CALL_SECONDS + multiply + moved
-    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / machine.threads
+    return 2 * rows * columns * (depth + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(problem.dtype))
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
     """Both sides of the copy into panels, whose missing columns are written too."""
+    if problem.pass_name == "forward" and is_product(problem, machine):
+        return 0.0
     second = math.prod(problem.shapes[1]) * problem.itemsize
     panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
     written = panels * panel_width(problem.dtype)
@@ -357,10 +372,25 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
 def build(problem: Problem) -> Kernel:
     from ._machine import machine_constants
 
+    machine = machine_constants()
+
+    def forward(problem: Problem, layout: WeightLayout | JointLayout | None = None) -> Kernel:
+        layout = layout or forward_layout(problem)
+        if isinstance(layout, WeightLayout) and is_product(problem, machine):
+            return PointwiseForward(problem, layout)
+        return Forward(problem, layout)
+
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_input": lambda p: build_grad_input(p, Forward, lambda phase: seconds(phase, machine_constants())),
+        "forward": forward, "grad_input": lambda p: build_grad_input(p, forward, lambda phase: seconds(phase, machine)),
         "grad_weight": lambda p: PointwiseGradWeight(p) if PointwiseGradWeight.takes(p) else GradWeight(p)}
     return passes[problem.pass_name](problem)
 
 
-BACKEND = Backend(refuses, seconds, build, pack_seconds)
+def prepare(dtype: str) -> None:
+    """Compile the tiles that the kernels call through their addresses."""
+    tile_addresses(dtype)
+    for rows, columns in _pointwise.TILES:
+        _pointwise.tile_address(rows, columns, dtype)
+
+
+BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)

@@ -1,0 +1,234 @@
+"""The pure matrix product of `im2col`: kernels of one tap, stride 1 and no border, channels first, as y = w x.
+
+    y[o, p] = bias[o] + sum over c of  w[o, c] * x[c, p]
+
+Rows of the register tile are output channels, its columns pixels: what leaves it is written as it is, where the tiles of
+`_gemm` are transposed, which costs as much as 18 input channels. The image is one row of pixels, taken in panels of
+`TILE_COLUMNS` vectors; the last, short one of an image is copied and ends in zeros, as are all where channels a multiple of
+4 KiB apart would push each other out of the first-level cache. The weights are read in place, whatever their
+layout, and need no packing.
+
+Tried, and did not pay: copying every panel, so that loads are aligned (256 -> 64 channels at 56x56: 79 % of the peak, 88 %
+in place); fetching the next panel or the lines of y ahead (no change).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
+
+from ..problem import Problem
+from . import Machine
+from ._gemm import FULL_ROWS, Epilogue, epilogue_of, panel_width
+from ._jit import address_of, addressed, num_threads, outlined
+from ._simd import (
+    TILE_COLUMNS,
+    TILE_SIZES,
+    advance,
+    lanes_of,
+    load,
+    load_between,
+    next_task,
+    parallel_kernel,
+    store,
+    thawed,
+    tile_columns_of,
+    tile_outer,
+    tile_store_lanes,
+)
+from ._simd.emit import emit_call
+from ._weights import WeightLayout
+
+PANEL_BYTES = 256 * 1024  # of pixels by channels: a quarter of a second-level cache
+BLOCKS_PER_THREAD = 32  # of panels: enough to balance, few enough counters
+ALIASED_BYTES = 4096  # apart, lines share a set of the first-level cache
+NEAR_BYTES = 16 * 1024  # of a panel that stays in that cache while so many tiles read it that its copy pays
+NEAR_TILES = 6
+CHUNK_TILES = 4  # of a task where blocks are few
+TILE_OVERHEAD = 8  # input channels that filling and storing a tile costs (bench_conv.py, 1x1)
+EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 1x1)
+SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
+
+
+class Product(NamedTuple):
+    """The sizes of the product, and its pitches in elements."""
+
+    images: int
+    groups: int
+    group_in: int
+    group_out: int
+    pixels: int
+    start: int  # of the weights
+    w_group: int
+    w_output: int
+    w_channel: int
+    panels: int  # of an image
+    blocks: int  # of an image's panels
+    in_place: int  # 1 where panels are read where they lie
+    tiles: int  # of a group's output channels
+    chunk: int  # tiles of a task
+
+
+def make_tile(rows: int, columns: int):
+    """The micro-kernel of one tile size: `rows` output channels by `columns` vectors of pixels."""
+
+    @addressed
+    def tile(w, w_outputs, w_channel, depth, x, x_channel, bias, y, y_pitch, y_offsets, counts, epilogue):
+        acc = tile_columns_of(bias, rows, columns)
+        for c in range(depth):
+            acc = tile_outer(acc, advance(w, c * w_channel), w_outputs, advance(x, c * x_channel), rows)
+        tile_store_lanes(y, y_pitch, y_offsets, counts, acc, epilogue, rows)
+
+    return tile
+
+
+TILES = {(rows, columns): make_tile(rows, columns) for rows in TILE_SIZES for columns in (1, TILE_COLUMNS)}
+
+
+def _signature(p: types.CPointer) -> tuple[types.Type, ...]:
+    small, large = types.CPointer(types.int32), types.CPointer(types.int64)
+    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
+    return (p, small, types.int64, types.int64, p, types.int64, p, p, types.int64, large, small, epilogue)
+
+
+@functools.cache
+def tile_address(rows: int, columns: int, dtype: str) -> int:
+    """Address of the micro-kernel of so many rows and columns."""
+    return address_of(TILES[rows, columns], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+
+
+@intrinsic
+def call_pixel_tile(typingctx, tile, w, w_outputs, w_channel, depth, x, x_channel, bias, y, y_pitch, y_offsets, counts, epilogue):
+    """Call a micro-kernel through its address."""
+    arguments = _signature(x)
+
+    def codegen(context, builder, signature, args):
+        emit_call(context, builder, args[0], arguments, args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *arguments), codegen
+
+
+@outlined
+def pack_pixels(x, plane, channels, count, width, panel):
+    """panel[c * width + i] = x[c * plane + i] for i < count, zero from there to the end of its vector."""
+    lanes = lanes_of(x)
+    for c in range(channels):
+        if count == width:
+            for i in range(0, width, lanes):
+                store(panel, c * width + i, load(x, c * plane + i))
+        else:
+            for i in range(0, count, lanes):
+                store(panel, c * width + i, load_between(x, c * plane + i, 0, count - i))
+
+
+@parallel_kernel
+def pointwise_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = epilogue(w x + bias), by block of pixels and chunk of output channels.
+
+    A thread starts with blocks of its own and takes their chunks one by one; done with them, it helps with the others'
+    chunks, at the price of packing such pixels again.
+    """
+    g, addresses, first_outputs, w_outputs, y_offsets, counts, width, epilogue = thawed(constants)
+    lanes = lanes_of(x)
+    blocks = g.images * g.groups * g.blocks
+    chunks = -(-g.tiles // g.chunk)
+    packed = -1
+    for i in range(blocks):
+        block = (blocks * thread // threads + i) % blocks
+        matrix, part = block // g.blocks, block % g.blocks
+        group = matrix % g.groups
+        source = advance(x, matrix * g.group_in * g.pixels)
+        target = advance(y, matrix * g.group_out * g.pixels)
+        weights, biases = advance(w, g.start + group * g.w_group), advance(bias, group * g.group_out)
+        while True:
+            chunk = next_task(advance(counters, block))
+            if chunk >= chunks:
+                break
+            for panel in range(g.panels * part // g.blocks, g.panels * (part + 1) // g.blocks):
+                pixel = panel * width
+                count = min(width, g.pixels - pixel)
+                pixels, pitch = scratch, width
+                if g.in_place == 1 and count == width:
+                    pixels, pitch = advance(source, pixel), g.pixels
+                elif matrix * g.panels + panel != packed:
+                    pack_pixels(advance(source, pixel), g.pixels, g.group_in, count, width, scratch)
+                    packed = matrix * g.panels + panel
+                short = 1 if count <= lanes else 0
+                for t in range(chunk * g.chunk, min(g.tiles, (chunk + 1) * g.chunk)):
+                    output = first_outputs[t]
+                    call_pixel_tile(addresses[TILE_COLUMNS * t + short], advance(weights, output * g.w_output), w_outputs, g.w_channel,
+                                    g.group_in, pixels, pitch, advance(biases, output), advance(target, output * g.pixels + pixel),
+                                    g.pixels, y_offsets, advance(counts, TILE_COLUMNS * count), epilogue)
+
+
+def tiles_of(outputs: int) -> list[tuple[int, int]]:
+    """(first output, rows) of the tiles that cover so many channels at the least cost; the last may overlap the one before."""
+    costs: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    for count in range(1, outputs + 1):
+        costs.append(min((costs[max(0, count - rows)][0] + max(rows, FULL_ROWS) + 1, (*costs[max(0, count - rows)][1], rows))
+                         for rows in TILE_SIZES if rows <= outputs))
+    firsts, first = [], 0
+    for rows in sorted(costs[outputs][1], reverse=True):
+        firsts.append((min(first, outputs - rows), rows))
+        first += rows
+    return firsts
+
+
+def product_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of the product on one thread, vectors of pixels beyond an image included."""
+    p = problem
+    lanes = panel_width(p.dtype) // TILE_COLUMNS
+    pixels = p.batch * p.groups * -(-math.prod(p.output_size) // lanes) * lanes
+    outputs = sum(max(rows, FULL_ROWS) for _, rows in tiles_of(p.group_out))
+    return 2 * pixels * outputs * (p.group_in + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
+
+
+class PointwiseForward:
+    """The forward pass of a kernel of one tap, channels first."""
+
+    def __init__(self, problem: Problem, layout: WeightLayout):
+        p = problem
+        threads = num_threads()
+        width, lanes = panel_width(p.dtype), panel_width(p.dtype) // TILE_COLUMNS
+        tiles = tiles_of(p.group_out)
+        pixels = math.prod(p.output_size)
+        panels = -(-pixels // width)
+        blocks = min(panels, -(-BLOCKS_PER_THREAD * threads // (p.batch * p.groups)))
+        few = p.batch * p.groups * blocks < BLOCKS_PER_THREAD * threads
+        panel_bytes = p.group_in * width * p.itemsize
+        copied = pixels * p.itemsize % ALIASED_BYTES == 0 and panel_bytes <= NEAR_BYTES and len(tiles) >= NEAR_TILES
+        product = Product(p.batch, p.groups, p.group_in, p.group_out, pixels, layout.start, layout.group, layout.output, layout.channel,
+                          panels, blocks, int(not copied), len(tiles), min(len(tiles), CHUNK_TILES) if few else len(tiles))
+        addresses = np.array([tile_address(rows, columns, p.dtype) for _, rows in tiles for columns in (TILE_COLUMNS, 1)], np.int64)
+        firsts = np.array([first for first, _ in tiles], np.int64)
+        w_outputs = (np.arange(TILE_SIZES[0]) * layout.output).astype(np.int32)
+        pixels_left = np.arange(width + 1)[:, None] - np.arange(TILE_COLUMNS) * lanes
+        counts = np.clip(pixels_left, 0, lanes).astype(np.int32).ravel()
+        constants = (product, addresses, firsts, w_outputs, np.arange(TILE_COLUMNS) * lanes, counts, width,
+                     epilogue_of(p))
+        self.no_bias = np.zeros(p.out_channels, p.dtype)
+        self.kernel = pointwise_forward.bind(p.dtype, constants, scratch=p.group_in * width, counters=p.batch * p.groups * blocks,
+                                             parallel=p.flops > SERIAL_FLOPS)
+        self.scratch_bytes = self.kernel.scratch_bytes(threads)
+
+    @staticmethod
+    def takes(problem: Problem) -> bool:
+        """Whether the convolution is a product of matrices with a panel of pixels or more, which a cache holds."""
+        p = problem
+        return (not p.channels_last and math.prod(p.kernel_size) == math.prod(p.stride) == 1 and not any(map(any, p.padding))
+                and p.group_out >= TILE_SIZES[-1] and math.prod(p.output_size) >= panel_width(p.dtype)
+                and p.batch * p.group_in > 0
+                and p.group_in * panel_width(p.dtype) * p.itemsize <= PANEL_BYTES)
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        return w
+
+    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        self.kernel(x, packed.reshape(-1), self.no_bias if bias is None else bias, out)
