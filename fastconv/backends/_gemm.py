@@ -257,6 +257,17 @@ def weight_matrices(problem: Problem, layout: WeightLayout | JointLayout) -> Mat
                     NO_OFFSETS if regular else offsets, 0, run)
 
 
+@outlined
+def pack_rows(m, source, group, panel, k, count, target, width):
+    """Pack rows k to k + count of a panel of a group's matrix, which begins at `source`."""
+    columns = min(width, m.columns - panel * width)
+    at = advance(source, panel * width * m.column_pitch)
+    if m.k_pitch == 0:
+        pack_panel_by_table(at, m.column_pitch, advance(m.k_offsets, group * m.k_offsets_pitch + k), columns, count, target, width)
+    else:
+        pack_panel(advance(at, k * m.k_pitch), m.column_pitch, m.k_pitch, columns, count, target, width)
+
+
 @parallel_kernel
 def pack_panels(source, w, bias, target, constants, scratch, counters, thread, threads):
     """Pack matrices into panels [group][panel][image][k][width], the last one's missing columns zero.
@@ -280,12 +291,10 @@ def pack_panels(source, w, bias, target, constants, scratch, counters, thread, t
         if m.k_pitch == 0:
             k = part * m.k_run
             for panel in range(per_group):
-                pack_panel_by_table(advance(at, panel * width * m.column_pitch), m.column_pitch,
-                                    advance(m.k_offsets, group * m.k_offsets_pitch + k), min(width, m.columns - panel * width),
-                                    min(m.k_run, m.depth - k), advance(target, ((first + panel * m.images) * m.depth + k) * width), width)
+                pack_rows(m, at, group, panel, k, min(m.k_run, m.depth - k),
+                          advance(target, ((first + panel * m.images) * m.depth + k) * width), width)
         else:
-            pack_panel(advance(at, part * width * m.column_pitch), m.column_pitch, m.k_pitch, min(width, m.columns - part * width),
-                       m.depth, advance(target, (first + part * m.images) * m.depth * width), width)
+            pack_rows(m, at, group, part, 0, m.depth, advance(target, (first + part * m.images) * m.depth * width), width)
 
 
 class PanelPacking:

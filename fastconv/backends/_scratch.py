@@ -72,6 +72,11 @@ class ReusedOperands:
 reused_operands = ReusedOperands()
 
 
+def used_once() -> bool:
+    """Whether what is packed now will be used by one run only."""
+    return _buffers.reused is not None
+
+
 def operand(count: int, dtype: npt.DTypeLike) -> np.ndarray:
     """An uninitialised, aligned array for a packed operand: the caller's to keep, or scratch within `reused_operands`."""
     dtype = np.dtype(dtype)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..problem import Problem
 from . import Machine
 from ._bilinear import Axis, axis_algorithm
-from ._simd import TILE_ROWS, lane_count
+from ._simd import TILE_COLUMNS, TILE_ROWS, lane_count
 
 # Outputs per tile of the algorithms there are, by (taps, stride): both axes alike, or one axis of a line of taps.
 SQUARES = {(2, 1): (4, 2), (3, 1): (4, 2), (4, 1): (4, 2), (5, 1): (4, 2), (7, 1): (2,), (3, 2): (4, 2), (5, 2): (2,)}
@@ -34,6 +34,8 @@ PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register ti
 EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers)
 TRANSFORM_PASSES = 4  # times a transformed element's bytes pass the second-level cache (bench_conv.py, 3x3_64@56)
 WEIGHT_READS = 3  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
+ONCE_BYTES = 256 * 1024  # of transformed weights: a quarter of a 1 MiB L2 (bench_conv.py, backward, 3x3_512@14)
+ONCE_SUMS_BYTES = 320 * 1024  # of sums (the same)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
 
@@ -112,6 +114,28 @@ def vectors_of(count: int, dtype: str) -> int:
     """`count` rounded up to whole vectors."""
     lanes = lane_count(dtype)
     return -(-count // lanes) * lanes
+
+
+def odd_lines(count: int, lanes: int) -> int:
+    """Elements, at least `count`, that are an odd number of vectors: planes so far apart fall on different cache sets."""
+    return (-(-count // lanes) | 1) * lanes
+
+
+def channels_at_once(problem: Problem, algorithm: Algorithm) -> int:
+    """Channels of which `_winograd_once` transforms a panel's weights before it multiplies them: a share of the cache."""
+    p, a = problem, algorithm
+    columns = TILE_COLUMNS * lane_count(p.dtype) * p.itemsize
+    return max(1, min(p.group_in, ONCE_BYTES // (a.products * p.kernel_size[0] * a.fold_h * a.fold_w * columns)))
+
+
+def strips_at_once(problem: Problem, algorithm: Algorithm) -> int:
+    """Strips of tiles that `_winograd_once` multiplies with them: as many as their sums leave room for."""
+    p, a = problem, algorithm
+    tiles_down, across = a.tiles(p)
+    tiles = ONCE_SUMS_BYTES // (a.products * TILE_COLUMNS * lane_count(p.dtype) * p.itemsize)
+    strips = p.batch * p.output_size[0] * tiles_down
+    blocks = -(-strips // max(1, tiles // (p.dilation[1] * across * p.dilation[2])))
+    return -(-strips // blocks)
 
 
 def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:

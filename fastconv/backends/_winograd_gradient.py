@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import INPUT, OUTPUT_GRADIENT, WEIGHT_GRADIENT, call_transform, transform_address
+from ._bilinear import OUTPUT_GRADIENT, WEIGHT_GRADIENT, call_transform, transform_address
 from ._boxes import strides_of
 from ._gemm import Epilogue, multiply_tile, panel_width, store_points, tile_addresses
 from ._jit import num_threads, outlined
@@ -42,58 +42,12 @@ from ._simd import (
     zero,
     zero_element,
 )
-from ._winograd_choice import SERIAL_FLOPS, best_algorithm, vectors_of
-from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, transform_tiles
+from ._winograd_choice import SERIAL_FLOPS, best_algorithm, odd_lines, vectors_of
+from ._winograd_tiles import TASKS_PER_THREAD, Source, Strips, Tiling, bind_input_transform, bind_transform, input_depths, strips_of_a_task
 
 CHUNK_BYTES = 8 * 1024 * 1024  # of transforms of x and gy: a quarter of a 32 MiB last-level cache (bench_conv.py, grad_weight)
 SUMS_BYTES = 256 * 1024  # of a task's sums: a quarter of a 1 MiB L2 (bench_conv.py, grad_weight)
-PACKED_BYTES = 128 * 1024  # of a task's packed rows (bench_conv.py, grad_weight)
-TASKS_PER_THREAD = 4
 GRADIENT_KINDS = (OUTPUT_GRADIENT, WEIGHT_GRADIENT)
-
-
-def odd_lines(count: int, lanes: int) -> int:
-    """Elements, at least `count`, that are an odd number of vectors: planes so far apart fall on different cache sets."""
-    return (-(-count // lanes) | 1) * lanes
-
-
-class Strips(NamedTuple):
-    """How a transform's strips lie, and how they are handed out."""
-
-    groups: int
-    depths: int  # planes of an image
-    tiles_down: int
-    down: int  # strips of a task
-    across: int  # tiles of a strip, without those of the dilation
-    plane: int  # pitches
-    strip: int
-    group: int
-
-
-@parallel_kernel
-def winograd_transform(x, unused, chunk, v, constants, scratch, counters, thread, threads):
-    """v[group][panel][product][strip][depth][tile][channel] of a chunk of strips, by (block of strips, group, depth).
-
-    `chunk` points to the first strip and the number of strips, which lie in one image unless they are whole images.
-    """
-    p, s, t, borders = thawed(constants)
-    first, strips = get(as_int64(chunk), 0), get(as_int64(chunk), 1)
-    rows = min(p.tiles_down, strips)
-    blocks = -(-rows // p.down)
-    while True:
-        task = next_task(counters)
-        if task >= strips // rows * blocks * p.groups * p.depths:
-            break
-        depth = task % p.depths
-        group = task // p.depths % p.groups
-        block = task // (p.depths * p.groups) % blocks
-        image = task // (p.depths * p.groups * blocks)
-        row = block * p.down
-        strip = first + image * rows + row
-        start = (strip // p.tiles_down, depth, strip % p.tiles_down * t.tile_h * t.dilation_h * s.stride_h, 0)
-        pack_tiles(s, x, zero_element(x), borders, start, group, scratch)
-        to = advance(v, group * p.group + (image * rows + row) * p.strip + depth * p.plane)
-        transform_tiles(s, t, scratch, min(p.down, rows - row), p.across, p.plane, p.strip, to)
 
 
 class Products(NamedTuple):
@@ -201,7 +155,7 @@ class GradWeight:
         self.threads = num_threads()
         self.tiles_down, self.across = a.tiles(p)
         self.strips = self._strips_of_a_chunk()
-        self.transform_x, v = self._bind_input()
+        self.transform_x, v = bind_input_transform(p, a, self.strips)
         self.transform_gy, z = self._bind_gradient()
         self.multiply, margin = self._bind_products(v, z)
         self.sizes = (v.groups * v.group + margin, z.groups * z.group)
@@ -212,55 +166,23 @@ class GradWeight:
     def _strip_tiles(self) -> int:
         return self.across * self.problem.dilation[1] * self.problem.dilation[2]
 
-    def _depths(self) -> tuple[int, int]:
-        """Planes of the padded input that are read, and of gy."""
-        p = self.problem
-        return (p.output_size[0] - 1) * p.stride[0] + p.dilation[0] * (p.kernel_size[0] - 1) + 1, p.output_size[0]
-
     def _strips_of_a_chunk(self) -> int:
         """Strips whose transforms the memory holds: whole images, or part of one."""
         p, a = self.problem, self.algorithm
-        depths, outputs = self._depths()
+        depths, outputs = input_depths(p), p.output_size[0]
         per_point = depths * vectors_of(a.channels(p), p.dtype) + outputs * -(-p.group_out // panel_width(p.dtype)) * panel_width(p.dtype)
         strips = max(1, CHUNK_BYTES // (self._strip_tiles * a.products * p.groups * per_point * p.itemsize))
         if strips < self.tiles_down:
             return strips
         return min(p.batch, strips // self.tiles_down) * self.tiles_down
 
-    def _down(self, row_bytes: int, depths: int) -> int:
-        """Strips of a task: its rows in the cache, and tasks enough."""
-        p = self.problem
-        tasks = max(1, self.strips // self.tiles_down) * p.groups * depths
-        fair = -(-min(self.strips, self.tiles_down) * tasks // (TASKS_PER_THREAD * self.threads))
-        return max(1, min(self.strips, self.tiles_down, PACKED_BYTES // max(1, row_bytes), fair))
-
-    def _bind(self, s: Source, t: Tiling, strips: Strips, borders: tuple[np.ndarray, ...]) -> tuple[BoundKernel, Strips]:
-        p = self.problem
-        return winograd_transform.bind(p.dtype, (strips, s, t, borders), scratch=s.size, parallel=p.flops > SERIAL_FLOPS), strips
-
-    def _bind_input(self) -> tuple[BoundKernel, Strips]:
-        p, a = self.problem, self.algorithm
-        lanes = lane_count(p.dtype)
-        depths, _ = self._depths()
-        lines = vectors_of(a.channels(p), p.dtype)
-        height, width = input_spans(p, a, 1, self.across)
-        down = self._down(height * width * lines * p.itemsize, depths)
-        s = input_source(p, a, (1, *input_spans(p, a, down, self.across)), 1)
-        plane = self._strip_tiles * lines
-        product = odd_lines(self.strips * depths * plane, lanes)
-        t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, p.dilation[1], p.dilation[2],
-                   a.wide.products, product, lines, lines, 0)
-        strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, a.products * product)
-        return self._bind(s, t, strips, input_borders(p, s))
-
     def _bind_gradient(self) -> tuple[BoundKernel, Strips]:
         p, a = self.problem, self.algorithm
         lanes, width = lane_count(p.dtype), panel_width(p.dtype)
-        _, depths = self._depths()
-        (_, out_h, out_w), (_, dh, dw) = p.output_size, p.dilation
+        (depths, out_h, out_w), (_, dh, dw) = p.output_size, p.dilation
         lines = -(-p.group_out // width) * width
         span = self.across * a.wide.outputs * dw
-        down = self._down(a.high.outputs * dh * span * lines * p.itemsize, depths)
+        down = strips_of_a_task(p, self.strips, self.tiles_down, a.high.outputs * dh * span * lines * p.itemsize, depths)
         s = Source(p.group_out, lines, 1, 1, 1, 1, 1, 1, down * a.high.outputs * dh, span, 0, out_w,
                    *strides_of(p.out_channels, p.output_size, p.channels_last))
         plane = self._strip_tiles * width
@@ -272,7 +194,7 @@ class GradWeight:
                         for size, margin in ((depths, 0), (out_h, s.span_h), (out_w, s.span_w)))
         group = lines // width * a.products * product
         strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, group)
-        return self._bind(s, t, strips, borders)
+        return bind_transform(p, s, t, strips, borders), strips
 
     def _bind_products(self, v: Strips, z: Strips) -> tuple[BoundKernel, int]:
         p, a = self.problem, self.algorithm
@@ -288,7 +210,7 @@ class GradWeight:
         column = p.group_in * p.out_channels if last else 1
         m_product = odd_lines((block * folds + TILE_ROWS) * width, lane_count(p.dtype))
         finished = (block + 1) * height * wide * width
-        _, outputs = self._depths()
+        outputs = p.output_size[0]
         numbers = Products(
             p.groups, p.group_out, p.group_in, block, width, a.fold_h, a.fold_w, kernel_d, kernel_h, kernel_w, height, wide,
             a.products, a.wide.products,

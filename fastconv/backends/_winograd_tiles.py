@@ -1,6 +1,7 @@
 """Tiles of minimal-filtering algorithms: an image's rows packed with channels last, and transformed a vector of channels at a time.
 
-Both passes use it: for the input (`forward`, `grad_weight`) and for the output's gradient (`grad_weight`).
+Both passes use it: for the input (`forward`, `grad_weight`) and for the output's gradient (`grad_weight`). Products are
+transformed back to rows of output points.
 """
 
 from __future__ import annotations
@@ -10,11 +11,32 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import call_transform
+from ._bilinear import INPUT, call_transform, transform_address
 from ._boxes import copy_run, fill_run, strides_of
-from ._jit import inlined, outlined
-from ._simd import advance, get, lanes_of, put, transpose_block
-from ._winograd_choice import Algorithm, vectors_of
+from ._gemm import store_points
+from ._jit import inlined, num_threads, outlined
+from ._simd import (
+    BoundKernel,
+    advance,
+    as_int64,
+    fma,
+    get,
+    lane_count,
+    lanes_of,
+    load,
+    next_task,
+    parallel_kernel,
+    put,
+    thawed,
+    total,
+    transpose_block,
+    zero,
+    zero_element,
+)
+from ._winograd_choice import SERIAL_FLOPS, Algorithm, odd_lines, vectors_of
+
+PACKED_BYTES = 128 * 1024  # of a task's packed rows (bench_conv.py, grad_weight)
+TASKS_PER_THREAD = 4
 
 
 class Source(NamedTuple):
@@ -198,3 +220,111 @@ def transform_tiles(s, t, packed, down, across, plane_pitch, row_pitch, target):
                                 call_transform(t.transform, advance(at, c), row_step, column_step, advance(panel, c - first),
                                                t.products_w * t.product, t.product, packed)
                         to = advance(to, t.tile)
+
+
+@outlined
+def store_tiles(g, t, transform, sums, width, bias, first, down, across, start, end, rows, ramp, y, channels, epilogue):
+    """Transform a plane of products back and write its output rows; `first` is the plane's first tile in `sums`.
+
+    `g` has the fields products_h, m_product, out_w, y_point and y_channel. Returns whether all results are finite.
+    """
+    lanes = lanes_of(sums)
+    nothing = zero(sums)
+    check = nothing
+    pitch = across * t.tile_w * t.dilation_w * width
+    tile = first
+    for i in range(down):
+        for f in range(t.dilation_h):
+            for j in range(across):
+                for e in range(t.dilation_w):
+                    to = advance(rows, (j * t.tile_w * t.dilation_w + e) * width)
+                    for c in range(0, channels, lanes):
+                        call_transform(transform, advance(sums, tile * width + c), t.products_w * g.m_product, g.m_product,
+                                       advance(to, c), pitch, t.dilation_w * width, advance(bias, c))
+                    tile += 1
+            for k in range(t.tile_h):
+                h = start[2] + (i * t.tile_h + k) * t.dilation_h + f
+                if h < end[2]:
+                    for point in range(0, (end[3] - start[3]) * width, width):
+                        for c in range(0, channels, lanes):
+                            check = fma(load(rows, k * pitch + point + c), nothing, check)
+                    store_points(advance(rows, k * pitch), width, end[3] - start[3], advance(y, h * g.out_w * g.y_point), ramp,
+                                 g.y_channel, channels, epilogue)
+    return total(check) == zero_element(sums)
+
+
+# -- the tiles of a whole image, or batch ------------------------------------------------------------------------------------
+
+
+class Strips(NamedTuple):
+    """How a transform's strips lie, and how they are handed out."""
+
+    groups: int
+    depths: int  # planes of an image
+    tiles_down: int
+    down: int  # strips of a task
+    across: int  # tiles of a strip, without those of the dilation
+    plane: int  # pitches
+    strip: int
+    group: int
+
+
+@parallel_kernel
+def winograd_transform(x, unused, chunk, v, constants, scratch, counters, thread, threads):
+    """v[group][panel][product][strip][depth][tile][channel] of a chunk of strips, by (block of strips, group, depth).
+
+    `chunk` points to the first strip and the number of strips, which lie in one image unless they are whole images.
+    """
+    p, s, t, borders = thawed(constants)
+    first, strips = get(as_int64(chunk), 0), get(as_int64(chunk), 1)
+    rows = min(p.tiles_down, strips)
+    blocks = -(-rows // p.down)
+    while True:
+        task = next_task(counters)
+        if task >= strips // rows * blocks * p.groups * p.depths:
+            break
+        depth = task % p.depths
+        group = task // p.depths % p.groups
+        block = task // (p.depths * p.groups) % blocks
+        image = task // (p.depths * p.groups * blocks)
+        row = block * p.down
+        strip = first + image * rows + row
+        start = (strip // p.tiles_down, depth, strip % p.tiles_down * t.tile_h * t.dilation_h * s.stride_h, 0)
+        pack_tiles(s, x, zero_element(x), borders, start, group, scratch)
+        to = advance(v, group * p.group + (image * rows + row) * p.strip + depth * p.plane)
+        transform_tiles(s, t, scratch, min(p.down, rows - row), p.across, p.plane, p.strip, to)
+
+
+def input_depths(problem: Problem) -> int:
+    """Planes of the padded input that are read."""
+    p = problem
+    return (p.output_size[0] - 1) * p.stride[0] + p.dilation[0] * (p.kernel_size[0] - 1) + 1
+
+
+def strips_of_a_task(problem: Problem, strips: int, tiles_down: int, row_bytes: int, depths: int) -> int:
+    """Strips of a task of `winograd_transform`: its rows in the cache, and tasks enough."""
+    tasks = max(1, strips // tiles_down) * problem.groups * depths
+    fair = -(-min(strips, tiles_down) * tasks // (TASKS_PER_THREAD * num_threads()))
+    return max(1, min(strips, tiles_down, PACKED_BYTES // max(1, row_bytes), fair))
+
+
+def bind_transform(problem: Problem, source: Source, tiling: Tiling, strips: Strips, borders: tuple[np.ndarray, ...]) -> BoundKernel:
+    """The transform of chunks of strips."""
+    return winograd_transform.bind(problem.dtype, (strips, source, tiling, borders), scratch=source.size,
+                                   parallel=problem.flops > SERIAL_FLOPS)
+
+
+def bind_input_transform(problem: Problem, algorithm: Algorithm, strips: int) -> tuple[BoundKernel, Strips]:
+    """The transform of chunks of that many strips of the input."""
+    p, a = problem, algorithm
+    tiles_down, across = a.tiles(p)
+    depths, lines = input_depths(p), vectors_of(a.channels(p), p.dtype)
+    height, width = input_spans(p, a, 1, across)
+    down = strips_of_a_task(p, strips, tiles_down, height * width * lines * p.itemsize, depths)
+    s = input_source(p, a, (1, *input_spans(p, a, down, across)), 1)
+    plane = across * p.dilation[1] * p.dilation[2] * lines
+    product = odd_lines(strips * depths * plane, lane_count(p.dtype))
+    t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, p.dilation[1], p.dilation[2],
+               a.wide.products, product, lines, lines, 0)
+    laid = Strips(p.groups, depths, tiles_down, down, across, plane, depths * plane, a.products * product)
+    return bind_transform(p, s, t, laid, input_borders(p, s)), laid

@@ -22,6 +22,7 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (201
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,28 +31,23 @@ import numpy as np
 
 from ..problem import Problem
 from . import Backend, Kernel, Machine
-from ._bilinear import INPUT, OUTPUT, WEIGHTS, call_transform, transform_address
-from ._boxes import copy_run, fill_run, strides_of
-from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, store_points, tile_addresses, weight_matrices
+from ._bilinear import INPUT, OUTPUT, WEIGHTS, transform_address
+from ._boxes import strides_of
+from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, tile_addresses, weight_matrices
 from ._jit import num_threads, outlined
 from ._phases import build_grad_input, phase_seconds, phases_refusal
-from ._scratch import operand
+from ._scratch import operand, used_once
 from ._simd import (
     TILE_ROWS,
     advance,
     as_int32,
-    fma,
     get,
     lane_count,
-    lanes_of,
-    load,
     next_task,
     parallel_kernel,
     put,
     raise_flag,
     thawed,
-    total,
-    zero,
     zero_element,
 )
 from ._weights import JointLayout, WeightLayout, forward_layout
@@ -62,11 +58,14 @@ from ._winograd_choice import (
     SMALLEST_CHANNELS,
     algorithms,
     best_algorithm,
+    odd_lines,
     tiles_of_a_box,
     transforms,
 )
-from ._winograd_gradient import GRADIENT_KINDS, GradWeight, odd_lines
-from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, transform_tiles
+from ._winograd_gradient import GRADIENT_KINDS, GradWeight
+from ._winograd_once import ForwardOnce
+from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, store_tiles, transform_tiles
+from ._winograd_weights import weight_taps, winograd_weights
 
 
 class Geometry(NamedTuple):
@@ -117,37 +116,6 @@ def tile_table(g, s, t, count, tiles):
             put(tiles, d * count + tile, np.int32((d * g.stride_d * count + tile) * s.lines))
     for i in range(TILE_ROWS):
         put(tiles, g.box_d * count + i, get(tiles, g.box_d * count - 1))
-
-
-@outlined
-def store_tiles(g, t, transform, sums, width, bias, first, down, across, start, end, rows, ramp, y, channels, epilogue):
-    """Transform a plane of products back and write its output rows; `first` is the plane's first tile in `sums`.
-
-    Returns whether all results are finite.
-    """
-    lanes = lanes_of(sums)
-    nothing = zero(sums)
-    check = nothing
-    pitch = across * t.tile_w * t.dilation_w * width
-    tile = first
-    for i in range(down):
-        for f in range(t.dilation_h):
-            for j in range(across):
-                for e in range(t.dilation_w):
-                    to = advance(rows, (j * t.tile_w * t.dilation_w + e) * width)
-                    for c in range(0, channels, lanes):
-                        call_transform(transform, advance(sums, tile * width + c), t.products_w * g.m_product, g.m_product,
-                                       advance(to, c), pitch, t.dilation_w * width, advance(bias, c))
-                    tile += 1
-            for k in range(t.tile_h):
-                h = start[2] + (i * t.tile_h + k) * t.dilation_h + f
-                if h < end[2]:
-                    for point in range(0, (end[3] - start[3]) * width, width):
-                        for c in range(0, channels, lanes):
-                            check = fma(load(rows, k * pitch + point + c), nothing, check)
-                    store_points(advance(rows, k * pitch), width, end[3] - start[3], advance(y, h * g.out_w * g.y_point), ramp,
-                                 g.y_channel, channels, epilogue)
-    return total(check) == zero_element(sums)
 
 
 @parallel_kernel
@@ -209,60 +177,10 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
                     raise_flag(counters)
 
 
-class WeightTaps(NamedTuple):
-    """How panels of weights are transformed."""
+class UsedOnce(NamedTuple):
+    """Weights as they lie, whose transforms are not worth keeping."""
 
-    transform: int  # address
-    panels: int
-    channels: int  # of a group, before folding
-    kernel_d: int
-    kernel_h: int
-    kernel_w: int
-    fold_h: int
-    fold_w: int
-    height: int  # taps of the folded kernels times the folds
-    width: int
-    products: int
-    products_w: int
-    panel: int  # output channels of a panel
-    product: int  # pitch
-    channels_last: bool
-
-
-@parallel_kernel
-def winograd_weights(panels, unused, bias, u, constants, scratch, counters, thread, threads):
-    """u[panel][product][depth tap][folded channel][width] from panels of weights, by (panel, depth tap)."""
-    (t,) = thawed(constants)
-    planes = t.kernel_h * t.kernel_w
-    lanes = lanes_of(panels)
-    folds = t.fold_h * t.fold_w
-    fill_run(scratch, t.height * t.width * lanes, zero_element(panels))
-    while True:
-        task = next_task(counters)
-        if task >= t.panels * t.kernel_d:
-            break
-        panel, d = task // t.kernel_d, task % t.kernel_d
-        source = advance(panels, panel * t.kernel_d * planes * t.channels * t.panel)
-        target = advance(u, panel * t.products * t.product + d * t.channels * folds * t.panel)
-        for c in range(t.channels):
-            if t.channels_last:
-                at, column = advance(source, (d * planes * t.channels + c) * t.panel), t.channels * t.panel
-            else:
-                at, column = advance(source, (c * t.kernel_d + d) * planes * t.panel), t.panel
-            for lane in range(0, t.panel, lanes):
-                if folds > 1:  # a phase's last taps may lie beyond the kernel, where scratch is zero
-                    for h in range(t.kernel_h):
-                        for w in range(t.kernel_w):
-                            copy_run(advance(scratch, (h * t.width + w) * lanes), advance(at, (h * t.kernel_w + w) * column + lane), lanes)
-                for fold in range(folds):
-                    to = advance(target, (c * folds + fold) * t.panel + lane)
-                    if folds > 1:
-                        phase = advance(scratch, (fold // t.fold_w * t.width + fold % t.fold_w) * lanes)
-                        call_transform(t.transform, phase, t.fold_h * t.width * lanes, t.fold_w * lanes, to,
-                                       t.products_w * t.product, t.product, at)
-                    else:
-                        call_transform(t.transform, advance(at, lane), t.kernel_w * column, column, to,
-                                       t.products_w * t.product, t.product, at)
+    w: np.ndarray
 
 
 class Forward:
@@ -286,8 +204,11 @@ class Forward:
         self.kernel = winograd_forward.bind(p.dtype, constants, scratch=sum(space), counters=boxes, parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(num_threads())
         self.bias = PaddedBias(p, self.width)
-        self.panels = PanelPacking(weight_matrices(p, layout or forward_layout(p)), self.width, p.dtype)
-        self._plan_weights(g.u_product)
+        self.layout = layout or forward_layout(p)
+        self.panels = PanelPacking(weight_matrices(p, self.layout), self.width, p.dtype)
+        taken = weight_taps(p, a)
+        self.transform = winograd_weights.bind(p.dtype, (taken, g.u_product), scratch=taken.folded * lane_count(p.dtype))
+        self.transformed = taken.panels * a.products * g.u_product
 
     def _cut(self) -> tuple[Geometry, Source, Tiling]:
         p, a = self.problem, self.algorithm
@@ -322,23 +243,22 @@ class Forward:
         counts = (s.size, products * t.product, products * g.m_product, t.tile_h * g.box_w * self.width, tiles + TILE_ROWS)
         return Space(*(-(-count // 16) * 16 + 16 for count in counts))
 
-    def _plan_weights(self, u_product: int) -> None:
-        p, a = self.problem, self.algorithm
-        panels = p.groups * -(-p.group_out // self.width)
-        kernel_d, kernel_h, kernel_w = p.kernel_size
-        taps = WeightTaps(
-            transform_address(WEIGHTS, *a.keys, p.dtype), panels, p.group_in, kernel_d, kernel_h, kernel_w, a.fold_h, a.fold_w,
-            a.high.taps * a.fold_h, a.wide.taps * a.fold_w, a.products, a.wide.products, self.width, u_product, p.channels_last)
-        self.transform = winograd_weights.bind(p.dtype, (taps,), scratch=taps.height * taps.width * lane_count(p.dtype))
-        self.transformed = panels * a.products * u_product
+    @functools.cached_property
+    def once(self) -> ForwardOnce:
+        """What runs with weights that are used once."""
+        return ForwardOnce(self.problem, self.algorithm, self.layout)
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
+    def pack(self, w: np.ndarray) -> np.ndarray | UsedOnce:
+        if used_once():
+            return UsedOnce(w)
         panels = self.panels(w)
         u = operand(self.transformed, self.problem.dtype)
         self.transform(panels, panels, panels, u)
         return u
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
+    def run(self, x: np.ndarray, packed: np.ndarray | UsedOnce, bias: np.ndarray | None, out: np.ndarray) -> bool:
+        if isinstance(packed, UsedOnce):
+            return self.once.run(x, packed.w, bias, out)
         return not self.kernel(x, packed, self.bias(bias), out)
 
 
