@@ -8,6 +8,7 @@ from helpers import poisoned
 
 from fastconv.backends import _winograd_choice, _winograd_gradient, cpu_im2col, cpu_winograd
 from fastconv.backends._bilinear import axis_algorithm
+from fastconv.backends._scratch import reused_operands
 from fastconv.problem import Options, Problem
 
 AXES = sorted(
@@ -49,6 +50,12 @@ ALGORITHMS = [
 ]
 
 
+def run_once(problem, first, second):
+    """What winograd makes of weights that are used once."""
+    with reused_operands:
+        return run(cpu_winograd, problem, first, second)
+
+
 def run(module, problem, first, second):
     """A backend's result for a problem, and what its run returned."""
     kernel = module.build(problem)
@@ -60,6 +67,7 @@ def chosen(monkeypatch, algorithm):
     """Let the backend take this algorithm."""
     for module in (cpu_winograd, _winograd_gradient):
         monkeypatch.setattr(module, "best_algorithm", lambda problem, machine: (0.0, algorithm))
+    monkeypatch.setattr(cpu_winograd, "best_once", lambda problem, machine: (0.0, algorithm))
 
 
 @pytest.mark.parametrize(("outputs", "taps", "stride"), AXES)
@@ -84,10 +92,34 @@ def test_error(shape, number, pass_name, layout, monkeypatch):
     first, second = (rng.standard_normal(s, np.float32) for s in problem.shapes[:2])
     exact, _ = run(cpu_im2col, problem_of(shape, pass_name, "float64", layout), first.astype(float), second.astype(float))
     chosen(monkeypatch, algorithm)
-    result, finite = run(cpu_winograd, problem, first, second)
     largest = max(algorithm.high.outputs, algorithm.wide.outputs)
+    for result, finite in (run(cpu_winograd, problem, first, second), run_once(problem, first, second)):
+        assert finite
+        assert np.abs(result - exact).max() <= (SMALL_TILES if largest == 2 else LARGE_TILES) * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("limits", [(1, 1), (4000, 30_000), (60_000, 1 << 20)])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("pass_name", ["forward", "grad_input"])
+@pytest.mark.parametrize("shape", [*SHAPES, "3-D"])
+def test_weights_used_once(shape, pass_name, layout, limits, monkeypatch):
+    """However few channels are transformed at once, and however few strips of tiles multiplied with them; groups, 3-D."""
+    monkeypatch.setattr(_winograd_choice, "ONCE_BYTES", limits[0])
+    monkeypatch.setattr(_winograd_choice, "ONCE_SUMS_BYTES", limits[1])
+    monkeypatch.setattr(cpu_winograd, "packing_seconds", lambda problem, machine: 1.0)
+    if shape == "3-D":
+        channels = ((2, 18, 5, 9, 11), (40, 9, 3, 3, 3)) if layout == "NCHW" else ((2, 5, 9, 11, 18), (3, 3, 3, 9, 40))
+        problem = Problem.create(pass_name, 3, *channels, "float64", Options(padding=1, groups=2, stride=(2, 1, 1), layout=layout))
+    else:
+        problem = problem_of(shape, pass_name, "float64", layout)
+    if cpu_winograd.refuses(problem):
+        pytest.skip("refused")
+    rng = np.random.default_rng(9)
+    first, second = (rng.standard_normal(s) for s in problem.shapes[:2])
+    exact, _ = run(cpu_im2col, problem, first, second)
+    result, finite = run_once(problem, first, second)
     assert finite
-    assert np.abs(result - exact).max() <= (SMALL_TILES if largest == 2 else LARGE_TILES) * np.abs(exact).max()
+    np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 60_000, 300_000])
@@ -111,3 +143,4 @@ def test_non_finite_sums_are_noticed(pass_name):
     assert run(cpu_winograd, problem, first, second)[1]
     first.reshape(-1)[first.size // 2] = np.inf
     assert not run(cpu_winograd, problem, first, second)[1]
+    assert not run_once(problem, first, second)[1]

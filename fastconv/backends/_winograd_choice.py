@@ -34,9 +34,12 @@ PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register ti
 EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers)
 TRANSFORM_PASSES = 4  # times a transformed element's bytes pass the second-level cache (bench_conv.py, 3x3_64@56)
 WEIGHT_READS = 3  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
-ONCE_BYTES = 256 * 1024  # of transformed weights: a quarter of a 1 MiB L2 (bench_conv.py, backward, 3x3_512@14)
-ONCE_SUMS_BYTES = 320 * 1024  # of sums (the same)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
+# Weights that are used once (bench_conv.py, backward and plain calls, 3x3 layers of 128 to 512 channels):
+ONCE_BYTES = 384 * 1024  # of a panel's transformed weights; with the sums they fill most of a 1 MiB L2
+ONCE_SUMS_BYTES = 512 * 1024
+ONCE_TRANSFORMED_BYTES = 8 * 1024 * 1024  # of V at most: a quarter of a 32 MiB last-level cache (3x3_64@224: 6.7 ms with 29 MB, packed 4.2)
+ONCE_PASSES = 2  # times the weights' bytes pass memory for each block of tiles
 CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
 
 
@@ -156,6 +159,32 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
     return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
 
 
+def once_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
+    """Time with weights that are used once, their transform included; infinite where V is too large."""
+    p, a = problem, algorithm
+    channels, depth = a.channels(p), p.kernel_size[0]
+    lines, columns = vectors_of(channels, p.dtype), vectors_of(p.group_out, p.dtype)
+    tiles_down, across = a.tiles(p)
+    out_d, depths = p.output_size[0], (p.output_size[0] - 1) * p.stride[0] + p.dilation[0] * (depth - 1) + 1
+    tiles = p.batch * p.groups * tiles_down * across * p.dilation[1] * p.dilation[2]
+    if tiles * a.products * depths * lines * p.itemsize > ONCE_TRANSFORMED_BYTES:
+        return math.inf
+    sums = -(-p.group_in // channels_at_once(p, a)) * depth
+    multiply = 2 * tiles * out_d * a.products * columns * (channels * depth + PRODUCT_OVERHEAD * sums)
+    transformed = tiles * a.products * (depths * lines + out_d * columns) * p.itemsize
+    blocks = p.batch * out_d * tiles_down / strips_at_once(p, a)
+    weights = blocks * math.prod(p.weight_shape) * p.itemsize
+    threads = machine.threads if p.flops > SERIAL_FLOPS else 1
+    return 2 * (CALL_SECONDS + machine.region_seconds) + (
+        multiply / (EFFICIENCY * machine.flops(p.dtype)) + ONCE_PASSES * weights / machine.bandwidth
+        + (transformed * TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth) / threads
+
+
+def packing_seconds(problem: Problem, machine: Machine) -> float:
+    """Packing weights into panels, and writing a few times as many transformed ones."""
+    return CALL_SECONDS + PACK_PASSES * math.prod(problem.weight_shape) * problem.itemsize / machine.bandwidth
+
+
 def gradient_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
     """Time of the weight gradient: both transforms, the products, and the transform of their sums."""
     p = problem
@@ -177,3 +206,8 @@ def best_algorithm(problem: Problem, machine: Machine) -> tuple[float, Algorithm
     seconds = gradient_seconds if problem.pass_name == "grad_weight" else forward_seconds
     found = [(seconds(problem, algorithm, machine), algorithm) for algorithm in algorithms(problem)]
     return min(found, key=lambda item: item[0])
+
+
+def best_once(problem: Problem, machine: Machine) -> tuple[float, Algorithm]:
+    """The fastest algorithm for weights that are used once, as predicted, and its time."""
+    return min(((once_seconds(problem, algorithm, machine), algorithm) for algorithm in algorithms(problem)), key=lambda item: item[0])

@@ -42,9 +42,9 @@ def weight_taps(problem: Problem, algorithm: Algorithm) -> WeightTaps:
     p, a = problem, algorithm
     width = panel_width(p.dtype)
     kernel_d, kernel_h, kernel_w = p.kernel_size
-    return WeightTaps(transform_address(WEIGHTS, *a.keys, p.dtype), p.groups * -(-p.group_out // width), p.group_in,
-                      kernel_d, kernel_h, kernel_w, a.fold_h, a.fold_w, a.high.taps * a.fold_h, a.wide.taps * a.fold_w, a.products, a.wide.products, width,
-                      p.channels_last)
+    panels = p.groups * -(-p.group_out // width)
+    return WeightTaps(transform_address(WEIGHTS, *a.keys, p.dtype), panels, p.group_in, kernel_d, kernel_h, kernel_w, a.fold_h, a.fold_w,
+                      a.high.taps * a.fold_h, a.wide.taps * a.fold_w, a.products, a.wide.products, width, p.channels_last)
 
 
 @outlined

@@ -52,13 +52,13 @@ from ._simd import (
 )
 from ._weights import JointLayout, WeightLayout, forward_layout
 from ._winograd_choice import (
-    CALL_SECONDS,
-    PACK_PASSES,
     SERIAL_FLOPS,
     SMALLEST_CHANNELS,
     algorithms,
     best_algorithm,
+    best_once,
     odd_lines,
+    packing_seconds,
     tiles_of_a_box,
     transforms,
 )
@@ -190,7 +190,7 @@ class Forward:
         from ._machine import machine_constants
 
         p = self.problem = problem
-        _, self.algorithm = best_algorithm(p, machine_constants())
+        self.seconds, self.algorithm = best_algorithm(p, machine_constants())
         a = self.algorithm
         self.width = panel_width(p.dtype)
         g, s, t = self._cut()
@@ -244,12 +244,18 @@ class Forward:
         return Space(*(-(-count // 16) * 16 + 16 for count in counts))
 
     @functools.cached_property
-    def once(self) -> ForwardOnce:
-        """What runs with weights that are used once."""
-        return ForwardOnce(self.problem, self.algorithm, self.layout)
+    def once(self) -> ForwardOnce | None:
+        """What runs with weights that are used once, if that is faster."""
+        from ._machine import machine_constants
+
+        machine = machine_constants()
+        seconds, algorithm = best_once(self.problem, machine)
+        if seconds > self.seconds + packing_seconds(self.problem, machine):
+            return None
+        return ForwardOnce(self.problem, algorithm, self.layout)
 
     def pack(self, w: np.ndarray) -> np.ndarray | UsedOnce:
-        if used_once():
+        if used_once() and self.once is not None:
             return UsedOnce(w)
         panels = self.panels(w)
         u = operand(self.transformed, self.problem.dtype)
@@ -258,6 +264,7 @@ class Forward:
 
     def run(self, x: np.ndarray, packed: np.ndarray | UsedOnce, bias: np.ndarray | None, out: np.ndarray) -> bool:
         if isinstance(packed, UsedOnce):
+            assert self.once is not None
             return self.once.run(x, packed.w, bias, out)
         return not self.kernel(x, packed, self.bias(bias), out)
 
@@ -295,11 +302,16 @@ def seconds(problem: Problem, machine: Machine) -> float:
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
-    """Packing into panels, and writing a few times as many transformed weights."""
-    if problem.pass_name == "grad_weight":
+    """What a plain call takes longer than a plan's: weights packed and transformed first, or as they are used."""
+
+    def plain(p: Problem) -> float:
+        return min(best_algorithm(p, machine)[0] + packing_seconds(p, machine), best_once(p, machine)[0])
+
+    p = problem
+    if p.pass_name == "grad_weight":
         return 0.0
-    w = math.prod(problem.weight_shape) * problem.itemsize
-    return CALL_SECONDS + PACK_PASSES * w / machine.bandwidth
+    whole = plain(p) if p.pass_name == "forward" else phase_seconds(p, plain, machine.bandwidth, refuses, exact=False)
+    return whole - seconds(p, machine)
 
 
 def build(problem: Problem) -> Kernel:
