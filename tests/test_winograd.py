@@ -122,15 +122,17 @@ def test_weights_used_once(shape, pass_name, layout, limits, monkeypatch):
     np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("streamed_bytes", [0, 1 << 30])
 @pytest.mark.parametrize("chunk_bytes", [1, 60_000, 300_000])
 @pytest.mark.parametrize("shape", ["3x3", "7x7 stride 2", "3x3 dilated"])
-def test_gradients_of_chunks_add_up(shape, chunk_bytes, monkeypatch):
-    """However few strips of tiles the memory holds at once."""
+def test_gradients_of_chunks_add_up(shape, chunk_bytes, streamed_bytes, monkeypatch):
+    """However few strips of tiles the memory holds at once, and whether gw goes past the caches."""
     problem = problem_of(shape, "grad_weight", "float64")
     rng = np.random.default_rng(8)
     first, second = (rng.standard_normal(s) for s in problem.shapes[:2])
     exact, _ = run(cpu_im2col, problem, first, second)
     monkeypatch.setattr(_winograd_gradient, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(_winograd_gradient, "STREAMED_BYTES", streamed_bytes)
     result, _ = run(cpu_winograd, problem, first, second)
     np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
 

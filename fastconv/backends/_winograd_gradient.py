@@ -14,6 +14,7 @@ Source: Winograd (1980), theorem 5 of chapter IV (transposition of bilinear algo
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +35,13 @@ from ._simd import (
     lane_count,
     lanes_of,
     load,
+    misalignment,
     next_task,
     parallel_kernel,
     raise_flag,
     thawed,
     total,
+    transpose_streamed,
     zero,
     zero_element,
 )
@@ -47,6 +50,7 @@ from ._winograd_tiles import TASKS_PER_THREAD, Source, Strips, Tiling, bind_inpu
 
 CHUNK_BYTES = 8 * 1024 * 1024  # of transforms of x and gy: a quarter of a 32 MiB last-level cache (bench_conv.py, grad_weight)
 SUMS_BYTES = 256 * 1024  # of a task's sums: a quarter of a 1 MiB L2 (bench_conv.py, grad_weight)
+STREAMED_BYTES = 4 * 1024 * 1024  # of gw, an eighth of a 32 MiB last-level cache (bench_conv.py, backward, 3x3_512@7: 1.51 ms, 1.40)
 GRADIENT_KINDS = (OUTPUT_GRADIENT, WEIGHT_GRADIENT)
 
 
@@ -81,6 +85,22 @@ class Products(NamedTuple):
     gw_depth: int
     gw_row: int
     merged: bool  # whether taps and channels of gw follow each other as the sums do
+    streamed: bool  # whether gw goes past the caches
+
+
+@outlined
+def stream_points(sums, width, rows, gw, targets, pitch, identity):
+    """Write a whole panel of merged sums past the caches, save what shares a line with others'."""
+    lanes = lanes_of(sums)
+    r = 0
+    while r < rows:
+        deep = min(lanes - misalignment(advance(gw, r)), rows - r)
+        if deep == lanes:
+            for c in range(0, width, lanes):
+                transpose_streamed(advance(sums, r * width + c), width, advance(gw, c * pitch + r), pitch)
+        else:
+            store_points(advance(sums, r * width), width, deep, advance(gw, r), targets, pitch, width, identity)
+        r += deep
 
 
 @outlined
@@ -101,7 +121,9 @@ def store_gradient(p, sums, finished, channels, outputs, targets, gw, identity):
     for row in range(channels * plane):
         for lane in range(0, outputs, lanes):
             check = fma(load(finished, row * p.panel + lane), nothing, check)
-    if p.merged:
+    if p.streamed and outputs == p.panel:
+        stream_points(finished, p.panel, channels * plane, gw, targets, p.gw_output, identity)
+    elif p.merged:
         store_points(finished, p.panel, channels * plane, gw, targets, p.gw_output, outputs, identity)
     else:
         for c in range(channels):
@@ -208,6 +230,7 @@ class GradWeight:
         gw = ((1, p.out_channels, kernel_h * kernel_w * p.group_in * p.out_channels, kernel_w * p.group_in * p.out_channels) if last
               else (p.taps, p.taps // p.group_in, kernel_h * kernel_w, kernel_w))
         column = p.group_in * p.out_channels if last else 1
+        merged = not last and kernel_d == 1 and (height, wide) == (kernel_h, kernel_w)
         m_product = odd_lines((block * folds + TILE_ROWS) * width, lane_count(p.dtype))
         finished = (block + 1) * height * wide * width
         outputs = p.output_size[0]
@@ -215,8 +238,8 @@ class GradWeight:
             p.groups, p.group_out, p.group_in, block, width, a.fold_h, a.fold_w, kernel_d, kernel_h, kernel_w, height, wide,
             a.products, a.wide.products,
             transform_address(WEIGHT_GRADIENT, *a.keys, p.dtype), outputs * self._strip_tiles, v.group // a.products, v.group,
-            p.dilation[0] * v.plane, z.group // (panels * a.products), z.group // panels, z.group, m_product, *gw,
-            not last and kernel_d == 1 and (height, wide) == (kernel_h, kernel_w))
+            p.dilation[0] * v.plane, z.group // (panels * a.products), z.group // panels, z.group, m_product, *gw, merged,
+            merged and p.taps % lane_count(p.dtype) == 0 and math.prod(p.weight_shape) * p.itemsize >= STREAMED_BYTES)
         tiles = np.arange(self._strip_tiles) * lines
         taps = (np.arange(self.strips)[:, None, None] * v.strip + np.arange(outputs)[:, None] * p.stride[0] * v.plane + tiles)
         constants = (numbers, tile_addresses(p.dtype), np.arange(block * folds + TILE_ROWS, dtype=np.int32), taps.astype(np.int32).ravel(),

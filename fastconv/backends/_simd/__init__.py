@@ -47,6 +47,7 @@ from .tile import (
     tile_zeros,
     transpose_block,
     transpose_chosen,
+    transpose_streamed,
     transpose_whole,
 )
 from .vector import (
@@ -137,6 +138,7 @@ __all__ = [
     "total",
     "transpose_block",
     "transpose_chosen",
+    "transpose_streamed",
     "transpose_whole",
     "zero",
     "zero_element",

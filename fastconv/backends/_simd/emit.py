@@ -120,6 +120,12 @@ def emit_store(builder, vector, value, pointer, offset=None):
     builder.store(value, _vector_pointer(builder, vector, pointer, offset), align=vector.dtype.bitwidth // 8)
 
 
+def emit_store_streamed(builder, vector, value, pointer, offset):
+    """Write past the caches to an address that is a multiple of the vector's bytes."""
+    store = builder.store(value, _vector_pointer(builder, vector, pointer, offset), align=vector.lanes * vector.dtype.bitwidth // 8)
+    store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+
+
 def mask_first(builder, count, lanes):
     """Mask of the lanes below `count`, a run-time int64 that may be negative or beyond the vector."""
     index = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))

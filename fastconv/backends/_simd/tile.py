@@ -21,6 +21,7 @@ from .emit import (
     emit_splat,
     emit_store,
     emit_store_masked,
+    emit_store_streamed,
     emit_sum,
     emit_transpose,
     mask_first,
@@ -369,6 +370,21 @@ def transpose_whole(typingctx, source, source_pitch, target, target_pitch):
         rows = [emit_load(builder, vector, source, builder.mul(source_pitch, I64(r))) for r in range(vector.lanes)]
         for c, column in enumerate(emit_transpose(builder, rows)):
             emit_store(builder, vector, column, target, builder.mul(target_pitch, I64(c)))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), codegen
+
+
+@intrinsic
+def transpose_streamed(typingctx, source, source_pitch, target, target_pitch):
+    """The same past the caches, whose lines are not read first: rows of the target start at a multiple of a vector's bytes."""
+    vector = vector_of(source)
+
+    def codegen(context, builder, signature, args):
+        source, source_pitch, target, target_pitch = args
+        rows = [emit_load(builder, vector, source, builder.mul(source_pitch, I64(r))) for r in range(vector.lanes)]
+        for c, column in enumerate(emit_transpose(builder, rows)):
+            emit_store_streamed(builder, vector, column, target, builder.mul(target_pitch, I64(c)))
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp), codegen
