@@ -107,8 +107,7 @@ def _build(name: str, problem: Problem, candidates: Sequence[Candidate]) -> Kern
     backend = load(problem.device)[name]
     if not problem.flops:
         return EmptySum(problem)
-    kernel = backend.build(problem)
-    return kernel if backend.sums_directly else ExactNonFinite(kernel, problem, candidates)
+    return backend.build(problem) if backend.sums_directly else ExactNonFinite(name, problem, candidates)
 
 
 def _picky(candidates: Sequence[Candidate], choice: Choice, general: Candidate) -> str | None:

@@ -6,6 +6,7 @@ Each is a `Kernel` itself (`pack`, `run`), so the dispatcher's wrappers compose 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from .asking import Choice, warn_once
 from .backends import BackendError, Kernel, load
 from .explanation import Candidate, describe, machine
+from .parts import nonfinite_parts
 from .problem import Problem
 
 __all__ = ["ByWeights", "ExactNonFinite", "PackedBy"]
@@ -64,10 +66,11 @@ class ByWeights:
 
 
 class ExactNonFinite:
-    """A kernel that smears NaN and Inf, made exact: where a result is not finite, a backend that sums directly redoes it."""
+    """A kernel that smears NaN and Inf, made exact: the parts that are not finite are redone by a backend that sums directly."""
 
-    def __init__(self, kernel: Kernel, problem: Problem, candidates: Sequence[Candidate]):
-        self.kernel = kernel
+    def __init__(self, name: str, problem: Problem, candidates: Sequence[Candidate]):
+        self.build = load(problem.device)[name].build
+        self.kernel = self.build(problem)
         self.problem = problem
         self.substitute = next(c.name for c in candidates if c.refusal is None and load(problem.device)[c.name].sums_directly)
 
@@ -76,9 +79,23 @@ class ExactNonFinite:
 
     def run(self, first: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> None:
         spectra, second = packed
-        if not self.kernel.run(first, spectra, bias, out):
-            direct = load(self.problem.device)[self.substitute].build(self.problem)
-            direct.run(first, direct.pack(second), bias, out)
+        if self.kernel.run(first, spectra, bias, out):
+            return
+        first, second, result = (array.reshape(shape) for array, shape in zip((first, second, out), self.problem.shapes, strict=True))
+        for part in nonfinite_parts(self.problem, self._sums(first, spectra, bias, out)):
+            direct = load(self.problem.device)[self.substitute].build(part.problem)
+            redone = np.empty(part.problem.shapes[2], out.dtype)
+            direct.run(np.ascontiguousarray(first[part.first]), direct.pack(np.ascontiguousarray(second[part.second])),
+                       None if bias is None else bias[part.bias], redone)
+            result[part.result] = redone
+
+    def _sums(self, first: np.ndarray, spectra: Any, bias: np.ndarray | None, out: np.ndarray) -> np.ndarray:
+        """The result before its activation, which may hide infinities."""
+        if self.problem.activation is None:
+            return out
+        sums = np.empty_like(out)
+        self.build(replace(self.problem, activation=None)).run(first, spectra, bias, sums)
+        return sums
 
     @property
     def scratch_bytes(self) -> int:
