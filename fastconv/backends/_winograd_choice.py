@@ -39,7 +39,9 @@ PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (
 ONCE_BYTES = 384 * 1024  # of a panel's transformed weights; with the sums they fill most of a 1 MiB L2
 ONCE_SUMS_BYTES = 512 * 1024
 ONCE_TRANSFORMED_BYTES = 8 * 1024 * 1024  # of V at most: a quarter of a 32 MiB last-level cache (3x3_64@224: 6.7 ms with 29 MB, packed 4.2)
-ONCE_PASSES = 2  # times the weights' bytes pass memory for each block of tiles
+ONCE_PASSES = 1.5  # times the weights' bytes pass memory for each block of tiles
+ONCE_TRANSFORM_PASSES = 2  # times their transforms' bytes pass the second-level cache
+ONCE_OVERHEAD = 24  # PRODUCT_OVERHEAD for sums that are stored and gone on with, channels by channels
 CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
 
 
@@ -170,14 +172,15 @@ def once_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> fl
     if tiles * a.products * depths * lines * p.itemsize > ONCE_TRANSFORMED_BYTES:
         return math.inf
     sums = -(-p.group_in // channels_at_once(p, a)) * depth
-    multiply = 2 * tiles * out_d * a.products * columns * (channels * depth + PRODUCT_OVERHEAD * sums)
+    multiply = 2 * tiles * out_d * a.products * columns * (channels * depth + ONCE_OVERHEAD * sums)
     transformed = tiles * a.products * (depths * lines + out_d * columns) * p.itemsize
     blocks = p.batch * out_d * tiles_down / strips_at_once(p, a)
     weights = blocks * math.prod(p.weight_shape) * p.itemsize
+    transformed_weights = blocks * a.products * p.groups * columns * channels * depth * p.itemsize
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return 2 * (CALL_SECONDS + machine.region_seconds) + (
         multiply / (EFFICIENCY * machine.flops(p.dtype)) + ONCE_PASSES * weights / machine.bandwidth
-        + (transformed * TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth) / threads
+        + (transformed * TRANSFORM_PASSES + transformed_weights * ONCE_TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth) / threads
 
 
 def packing_seconds(problem: Problem, machine: Machine) -> float:
