@@ -7,7 +7,8 @@ are output channels, one panel of `TILE_COLUMNS` vectors at a time; w is packed 
 registers for the whole sum; what leaves it is written transposed (channels first), as rows (channels last), or as a
 partial sum that a later call goes on with.
 
-Tried, and did not pay: fetching x ahead as the panels are (no change at 1x1 and 7x7 maps, the hardware does it).
+Tried, and did not pay: fetching x ahead as the panels are (no change at 1x1 and 7x7 maps, the hardware does it); results past
+the caches (64 channels at 224 x 224: 5% faster, 56 x 56: 5% slower).
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ Dilation interleaves independent tiles; a stride has polyphase algorithms, or is
 gradient of the input is the forward convolutions of its phases, that of the weights the transposed algorithm
 (`_winograd_gradient`). Which algorithm a problem gets is chosen by predicted time (`_winograd_choice`).
 
-The weights' transform reads the panels that `im2col` uses too.
+The weights' transform reads the panels that `im2col` uses too; weights that are used once, in a plain call or a gradient of the
+input, are transformed where they are multiplied (`_winograd_once`), if that is predicted to be faster.
 
 Tried, and did not pay: folding by de-interleaved rows and register transposes (11x11 stride 4: 0.23 ms, phases copied side by
 side 0.20); folding 3x3 stride 2 with many channels (0.52 ms at 128 @56, polyphase 0.37).
