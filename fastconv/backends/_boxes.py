@@ -168,6 +168,13 @@ def copy_run(target, source, count):
 
 
 @inlined
+def add_run(target, source, count):
+    """target[:count] += source[:count], whole vectors."""
+    for i in range(0, count, lanes_of(source)):
+        store(target, i, load(target, i) + load(source, i))
+
+
+@inlined
 def fill_run(target, count, value):
     """target[:count] = value."""
     for i in range(count):

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..problem import Problem
 from . import Backend, Kernel, Machine, _pointwise
-from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, input_offset, pack_box, tap_offsets
+from ._boxes import TASKS_PER_THREAD, add_run, box_end, box_start, box_tables, copy_run, cut, input_offset, pack_box, tap_offsets
 from ._gemm import (
     NO_OFFSETS,
     Epilogue,
@@ -61,6 +61,7 @@ from ._weights import JointLayout, WeightLayout, forward_layout
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
 CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
 FEW_POINTS = 256  # of an image whose weight gradient takes longer to write than to multiply (bench_conv.py, 1x1 at 7x7)
+SUMMED_POINTS = 4096  # terms of a float32 sum in a row: 10^6 of them erred by 6e-6 to 5e-5, blocks of these by 1e-6
 PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
@@ -152,13 +153,42 @@ def im2col_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
                         stored = row
 
 
+class Blocks(NamedTuple):
+    """How a long sum over output points is cut, so that float32 does not lose what is small beside it."""
+
+    boxes: int  # of a block: as many as have SUMMED_POINTS points
+    points: int  # of a block, where a box has more
+    totals: int  # where the finished blocks' sums stand behind the current one's
+
+
+@inlined
+def sum_points(tiles, blocks, box, last, left, x, row_offsets, k_offsets, points, w, width, zeros, sums, count):
+    """Sums of a tile of at most `left` rows over a box's points, from box to box; with the `last`, of all boxes."""
+    rows = 0
+    totals = advance(sums, blocks.totals)
+    for p in range(0, points, blocks.points):
+        fresh = p > 0 or box % blocks.boxes == 0
+        rows = multiply_tile(tiles, left, x, row_offsets, advance(k_offsets, p), min(blocks.points, points - p), advance(w, p * width),
+                             width, zeros if fresh else sums, 0 if fresh else width, sums, count)
+        more = p > 0 or box >= blocks.boxes  # than this block so far
+        if last and p + blocks.points >= points:
+            if more:
+                add_run(sums, totals, rows * width)
+        elif p + blocks.points < points or (box + 1) % blocks.boxes == 0:
+            if more:
+                add_run(totals, sums, rows * width)
+            else:
+                copy_run(totals, sums, rows * width)
+    return rows
+
+
 @parallel_kernel
 def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread, threads):
     """parts[share] = gradient of the weights over the share's boxes, by (share, group, chunk of its channels, share of its panels).
 
     The rows of the product are the chunk's taps, its k the output points; sums go on from box to box in scratch.
     """
-    tiles, g, rows, targets, zeros, borders, space, chunk, kernel_points, width, splits, shares, size = thawed(constants)
+    tiles, g, rows, targets, zeros, borders, space, blocks, chunk, kernel_points, width, splits, shares, size = thawed(constants)
     per_group = -(-g.group_out // width)
     chunks = -(-g.group_in // chunk)
     boxes_per_image = -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h)
@@ -203,9 +233,8 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
                         for r in range(row, min(taps, row + TILE_ROWS)):
                             for c in range(0, count, lanes_of(x)):
                                 prefetch_write(result, get(targets, r) + c)
-                    tile = advance(own, row * width)
-                    row += multiply_tile(tiles, taps - row, source, advance(rows, row), x_offsets, points, w, width,
-                                         zeros if box == first_box else tile, 0 if box == first_box else width, tile, count)
+                    row += sum_points(tiles, blocks, box - first_box, box == last_box - 1, taps - row, source, advance(rows, row),
+                                      x_offsets, points, w, width, zeros, advance(own, row * width), count)
                     if box == last_box - 1 and (row == taps or space.gw_output == 1):
                         store_points(advance(own, stored * width), width, row - stored, result, advance(targets, stored),
                                      space.gw_output, count, identity)
@@ -260,10 +289,13 @@ class GradWeight:
         most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, size)))
         self.shares = max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts))
         rows, targets, gw_pitches = self._tables()
-        space = make_space(g.packed, (self.chunk * self.kernel_points + TILE_ROWS) * -(-panels // splits) * self.width,
-                           g.points + TILE_ROWS, p.dtype, gw_pitches)
-        constants = (tile_addresses(p.dtype), g, rows, targets, np.zeros(self.width, p.dtype), p.border_sources(), space, self.chunk,
-                     self.kernel_points, self.width, splits, self.shares, size)
+        sums = (self.chunk * self.kernel_points + TILE_ROWS) * -(-panels // splits) * self.width
+        together = max(1, SUMMED_POINTS // g.points)
+        several = g.points > SUMMED_POINTS or -(-g.boxes // self.shares) > together
+        blocks = Blocks(together, SUMMED_POINTS, sums if several else 0)
+        space = make_space(g.packed, 2 * sums if several else sums, g.points + TILE_ROWS, p.dtype, gw_pitches)
+        constants = (tile_addresses(p.dtype), g, rows, targets, np.zeros(self.width, p.dtype), p.border_sources(), space, blocks,
+                     self.chunk, self.kernel_points, self.width, splits, self.shares, size)
         self.kernel = im2col_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         points = math.prod(p.output_size)
