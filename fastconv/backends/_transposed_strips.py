@@ -25,11 +25,12 @@ from ._boxes import TASKS_PER_THREAD
 from ._gemm import Epilogue, epilogue_of
 from ._jit import address_of, addressed, num_threads
 from ._simd import (
+    COUNTER_PITCH,
     VECTOR_REGISTERS,
     advance,
     lane_count,
     lanes_of,
-    next_task,
+    next_own_task,
     parallel_kernel,
     tap_vectors,
     thawed,
@@ -127,18 +128,21 @@ class Planes(NamedTuple):
 @parallel_kernel
 def direct_transposed(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     """gx = epilogue(transposed convolution of each plane of gy with its kernel + bias), by (block of planes, run of rows)."""
-    g, rows, zeros, strips, epilogue = thawed(constants)
+    g, rows, zeros, strips, epilogue, shares = thawed(constants)
     chunks = -(-g.pairs // g.chunk)
-    while True:
-        task = next_task(counters)
-        if task >= -(-g.planes // g.block) * chunks:
-            break
-        begin, block = task % chunks * g.chunk, task // chunks * g.block
-        for plane in range(block, min(block + g.block, g.planes)):
-            channel = plane % g.channels
-            call_transposed(strips, advance(gy, plane // g.group_in * g.out_h * g.out_w), advance(rows, begin), zeros,
-                            advance(w, channel * g.taps), advance(bias, channel), advance(gx, plane * g.in_h * g.in_w), g.in_h, g.in_w,
-                            g.out_w, g.first + 2 * begin, min(g.chunk, g.pairs - begin), g.start, g.odd, epilogue)
+    tasks = -(-g.planes // g.block) * chunks
+    for i in range(shares):
+        owner = (thread + i) % shares
+        while True:
+            task = next_own_task(counters, owner, shares, tasks)
+            if task < 0:
+                break
+            begin, block = task % chunks * g.chunk, task // chunks * g.block
+            for plane in range(block, min(block + g.block, g.planes)):
+                channel = plane % g.channels
+                call_transposed(strips, advance(gy, plane // g.group_in * g.out_h * g.out_w), advance(rows, begin), zeros,
+                                advance(w, channel * g.taps), advance(bias, channel), advance(gx, plane * g.in_h * g.in_w), g.in_h, g.in_w,
+                                g.out_w, g.first + 2 * begin, min(g.chunk, g.pairs - begin), g.start, g.odd, epilogue)
 
 
 def fits(problem: Problem) -> bool:
@@ -171,8 +175,9 @@ class TransposedStrips:
         reach = (size + 1) // 2
         rows = np.arange(g.pairs + tile_height(size) + reach - 1) + p.padding[1][0] // 2 - (reach - 1)
         rows = np.where((rows >= 0) & (rows < g.out_h), rows, -1).astype(np.int32)
-        constants = (g, rows, np.zeros(g.out_w, p.dtype), transposed_address(size, p.dtype), epilogue_of(p))
-        self.kernel = direct_transposed.bind(p.dtype, constants, parallel=p.flops > SERIAL_FLOPS)
+        constants = (g, rows, np.zeros(g.out_w, p.dtype), transposed_address(size, p.dtype), epilogue_of(p), num_threads())
+        self.kernel = direct_transposed.bind(p.dtype, constants, counters=num_threads() * COUNTER_PITCH,
+                                             parallel=p.flops > SERIAL_FLOPS)
         self.no_bias = np.zeros(p.in_channels, p.dtype)
 
     def _planes(self) -> Planes:
