@@ -200,8 +200,8 @@ def direct_channels(x, w, bias, y, constants, scratch, counters, thread, threads
     runs = -(-g.out_h // g.run)
     weights, start, sums = advance(scratch, g.w_start), advance(scratch, g.bias_start), advance(scratch, g.sums_start)
     tasks = g.batch * runs * blocks
-    for i in range(shares):
-        owner = (thread + i) % shares
+    for turn in range(shares):
+        owner = (thread + turn) % shares
         while True:
             task = next_own_task(counters, owner, shares, tasks)
             if task < 0:

@@ -201,8 +201,8 @@ def direct_strips(x, w, bias, y, constants, scratch, counters, thread, threads):
     chunks = -(-g.residue_h // g.chunk)
     panels = -(-g.out_w // g.panel)
     tasks = -(-g.planes // g.block) * panels * g.dilation_h * chunks
-    for i in range(shares):
-        owner = (thread + i) % shares
+    for turn in range(shares):
+        owner = (thread + turn) % shares
         while True:
             task = next_own_task(counters, owner, shares, tasks)
             if task < 0:

@@ -131,8 +131,8 @@ def direct_transposed(gy, w, bias, gx, constants, scratch, counters, thread, thr
     g, rows, zeros, strips, epilogue, shares = thawed(constants)
     chunks = -(-g.pairs // g.chunk)
     tasks = -(-g.planes // g.block) * chunks
-    for i in range(shares):
-        owner = (thread + i) % shares
+    for turn in range(shares):
+        owner = (thread + turn) % shares
         while True:
             task = next_own_task(counters, owner, shares, tasks)
             if task < 0:
