@@ -82,38 +82,49 @@ def interleave_pairs(target, even, odd, pairs):
 
 
 @outlined
-def interleave_row(target, g, n, c, d, h, parts, row_parts, bias):
-    """Row (n, c, d, h) of the image, channels first, from the phases of its columns."""
-    done = 0
-    if g.stride_w == 2 and g.size_w > 1 and get(row_parts, 0) >= 0 and get(row_parts, PART_FIELDS) >= 0:
-        done = g.size_w // 2
-        odd = advance(row_parts, PART_FIELDS)
-        interleave_pairs(target, advance(parts, part_row(row_parts, n, c, d, h)), advance(parts, part_row(odd, n, c, d, h)), done)
-    for r in range(g.phases_w):
-        part = advance(row_parts, r * PART_FIELDS)
-        count = -(-(g.size_w - r) // g.stride_w)
-        if done < count:
-            if get(part, 0) < 0:
-                for i in range(done, count):
-                    put(target, i * g.stride_w + r, get(bias, c))
-            else:
-                source = advance(parts, part_row(part, n, c, d, h))
-                for i in range(done, count):
-                    put(target, i * g.stride_w + r, get(source, i))
+def interleave_rows(target, g, n, c, d, first, last, parts, table, bias):
+    """Rows [first, last) of the image's plane (n, c, d), channels first, from the phases of their columns."""
+    outer_d = d // g.stride_d
+    phases_d = advance(table, (d - outer_d * g.stride_d) * g.phases_h * g.phases_w * PART_FIELDS)
+    for h in range(first, last):
+        outer_h = h // g.stride_h
+        row_parts = advance(phases_d, (h - outer_h * g.stride_h) * g.phases_w * PART_FIELDS)
+        row = advance(target, h * g.row)
+        done = 0
+        if g.stride_w == 2 and g.size_w > 1 and get(row_parts, 0) >= 0 and get(row_parts, PART_FIELDS) >= 0:
+            done = g.size_w // 2
+            odd = advance(row_parts, PART_FIELDS)
+            interleave_pairs(row, advance(parts, part_row(row_parts, n, c, outer_d, outer_h)),
+                             advance(parts, part_row(odd, n, c, outer_d, outer_h)), done)
+        for r in range(g.phases_w):
+            part = advance(row_parts, r * PART_FIELDS)
+            count = -(-(g.size_w - r) // g.stride_w) if done == 0 else g.size_w - r - done
+            if done < count:
+                if get(part, 0) < 0:
+                    for i in range(done, count):
+                        put(row, i * g.stride_w + r, get(bias, c))
+                else:
+                    source = advance(parts, part_row(part, n, c, outer_d, outer_h))
+                    for i in range(done, count):
+                        put(row, i * g.stride_w + r, get(source, i))
 
 
 @outlined
-def interleave_pixels(target, g, n, d, h, parts, row_parts, bias):
-    """Row (n, d, h) of the image, channels last."""
-    for r in range(g.phases_w):
-        part = advance(row_parts, r * PART_FIELDS)
-        count = -(-(g.size_w - r) // g.stride_w)
-        for i in range(count):
-            to = advance(target, (i * g.stride_w + r) * g.column)
-            if get(part, 0) < 0:
-                copy_run(to, bias, g.channels)
-            else:
-                copy_run(to, advance(parts, part_row(part, n, 0, d, h) + i * get(part, 5)), g.channels)
+def interleave_pixels(target, g, n, d, first, last, parts, table, bias):
+    """Rows [first, last) of the image's plane (n, d), channels last."""
+    outer_d = d // g.stride_d
+    for h in range(first, last):
+        outer_h = h // g.stride_h
+        phase = (d - outer_d * g.stride_d) * g.phases_h + h - outer_h * g.stride_h
+        for r in range(g.phases_w):
+            part = advance(table, (phase * g.phases_w + r) * PART_FIELDS)
+            count = -(-(g.size_w - r) // g.stride_w)
+            for i in range(count):
+                to = advance(target, h * g.row + (i * g.stride_w + r) * g.column)
+                if get(part, 0) < 0:
+                    copy_run(to, bias, g.channels)
+                else:
+                    copy_run(to, advance(parts, part_row(part, n, 0, outer_d, outer_h) + i * get(part, 5)), g.channels)
 
 
 @parallel_kernel
@@ -134,14 +145,10 @@ def interleave(parts, w, bias, y, constants, scratch, counters, thread, threads)
             c = plane // g.size_d % lines
             n = plane // (g.size_d * lines)
             target = advance(y, n * g.image + c * g.channel + d * g.depth)
-            inner_d = d // g.stride_d
-            for h in range(begin, stop):
-                inner_h = h // g.stride_h
-                row_parts = advance(table, ((d - inner_d * g.stride_d) * g.phases_h + h - inner_h * g.stride_h) * g.phases_w * PART_FIELDS)
-                if by_rows:
-                    interleave_row(advance(target, h * g.row), g, n, c, inner_d, inner_h, parts, row_parts, bias)
-                else:
-                    interleave_pixels(advance(target, h * g.row), g, n, inner_d, inner_h, parts, row_parts, bias)
+            if by_rows:
+                interleave_rows(target, g, n, c, d, begin, stop, parts, table, bias)
+            else:
+                interleave_pixels(target, g, n, d, begin, stop, parts, table, bias)
             index += stop - begin
 
 
