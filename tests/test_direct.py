@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 
-from fastconv.backends import cpu_direct
+from fastconv.backends import _transposed_strips, cpu_direct
 from fastconv.problem import Options, Problem
 
 # name: (batch, channels, size, outputs a group, kernel, options)
@@ -72,6 +72,40 @@ def test_every_engine_sums_exactly(name, pass_name, dtype):
             np.testing.assert_array_equal(out, wanted, err_msg=engine.__name__)
             tried += 1
     assert tried >= 1
+
+
+# name: (batch, channels, size, kernel, options), with stride 2; a kernel of its own for each output of a channel
+TRANSPOSED = {
+    "one_pixel": (1, 2, (1, 1), (3, 3), {"padding": 1}),
+    "pairs_start_odd": (2, 3, (22, 70), (3, 3), {"padding": 1}),
+    "pairs_start_even": (1, 3, (21, 131), (3, 3), {}),
+    "uneven": (1, 3, (19, 64), (3, 3), {"padding": ((0, 1), (1, 0))}),
+    "unused_end": (1, 2, (20, 40), (3, 3), {}),
+    "2x2": (1, 3, (16, 66), (2, 2), {"padding": ((0, 0), (1, 0))}),
+    "4x4": (1, 3, (16, 66), (4, 4), {"padding": 1}),
+    "5x5": (1, 3, (9, 97), (5, 5), {"padding": 2}),
+    "7x7": (1, 2, (30, 33), (7, 7), {"padding": 3}),
+    "padding_beyond_the_kernel": (1, 2, (12, 37), (3, 3), {"padding": 5}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize("grouped", [1, 3])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_strips_sum_exactly(name, grouped, dtype):
+    batch, groups, size, kernel, options = TRANSPOSED[name]
+    options = dict(options, groups=groups, stride=2)
+    shape, weight_shape = (batch, grouped * groups, *size), (groups, grouped, *kernel)
+    problem = Problem.create("grad_input", 2, shape, weight_shape, dtype, Options(**options))
+    assert _transposed_strips.fits(problem)
+    rng = np.random.default_rng(8)
+    gy = rng.integers(-9, 9, reference.output_shape(shape, weight_shape, **options)).astype(dtype)
+    w, bias = rng.integers(-9, 9, weight_shape).astype(dtype), rng.integers(-9, 9, shape[1]).astype(dtype)
+    engine = _transposed_strips.TransposedStrips(replace(problem, bias=True, activation="relu"))
+    out = np.full(shape, -99, dtype)
+    engine.run(gy, engine.pack(w), bias, out)
+    wanted = reference.grad_input(gy, w, shape, **options) + bias[:, None, None]
+    np.testing.assert_array_equal(out, np.maximum(wanted, 0))
 
 
 @pytest.mark.parametrize("name", ["narrower_than_a_vector", "stride_2", "7x7", "6_outputs", "channels_last"])

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from helpers import assert_same_nonfinite
 
+from fastconv.backends import load
 from fastconv.backends._sums import BLOCK, TASK, channel_sums
+from fastconv.problem import Options, Problem
 
 SHAPES = [(2, 3, 7), (1, 1, 1), (3, 5, BLOCK + 17), (1, 2, 2 * TASK + 1), (4000, 3, 1), (BLOCK + 3, 70, 1), (9, 1, 1), (500, 7, 33)]
 
@@ -27,3 +29,21 @@ def test_nonfinite_values_reach_their_own_channel(shape):
     image[1, 0, 0], image[0, 1, 0], image[1, 1, 0] = np.inf, np.inf, -np.inf
     with np.errstate(invalid="ignore"):
         assert_same_nonfinite(channel_sums(image, 1), image.sum(axis=(0, 2)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 40_000), (1, 1, 1, 600, 500), (30, 2, 1, 100, 100)], ids=str)
+@pytest.mark.parametrize("name", [name for name in load("cpu") if name != "separable"])
+def test_weight_gradients_are_sums_in_blocks(name, shape):
+    """A float32 sum of 40 000 positive terms one after the other errs by 5e-6."""
+    rng = np.random.default_rng(0)
+    x, gy = rng.random(shape, np.float32), rng.random(shape, np.float32)
+    problem = Problem.create("grad_weight", 3, shape, (shape[1], shape[1], 1, 1, 3), "float32", Options(padding=(0, 0, 1)))
+    backend = load("cpu")[name]
+    if backend.refuses(problem) is not None:
+        pytest.skip("refused")
+    kernel = backend.build(problem)
+    gw = np.empty(problem.weight_shape, np.float32)
+    kernel.run(x, kernel.pack(gy), None, gw)
+    padded = np.pad(x, [(0, 0)] * 4 + [(1, 1)]).astype(float)
+    exact = np.stack([np.einsum("nodhw,ncdhw->oc", gy.astype(float), padded[..., k:k + shape[-1]]) for k in range(3)], -1)
+    assert np.abs(gw.reshape(exact.shape) - exact).max() <= 1e-6 * exact.max()

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..problem import Problem
 from ._jit import inlined, outlined
-from ._simd import TILE_ROWS, advance, get, lanes_of, load, load_alternate, load_first, put, store, store_first
+from ._simd import TILE_ROWS, advance, as_int32, as_int64, get, lanes_of, load, load_alternate, load_first, put, store, store_first
 
 CACHE_BUDGET = 256 * 1024  # bytes of packed input a box aims at: a quarter of a 1 MiB L2 (benchmarks/bench_conv.py)
 LARGEST_BOX = 4 * 1024 * 1024  # bytes beyond which columns are split too
@@ -153,7 +153,38 @@ def tap_offsets(problem: Problem, geometry: Geometry) -> np.ndarray:
     return (channel[:, None, None, None] + spatial).astype(np.int32).ravel()
 
 
+class Space(NamedTuple):
+    """Sizes, in elements of the dtype, of what a thread keeps in scratch; and gw's pitches where there is a gw."""
+
+    packed: int  # the box's input, borders included
+    sums: int  # sums of the box's points, a panel wide
+    x_offsets: int  # of the box's points in its input
+    y_offsets: int  # of the box's points in y
+    gw_output: int
+    gw_channel: int
+
+    @property
+    def size(self) -> int:
+        """Elements of a thread's scratch."""
+        return self.packed + self.sums + self.x_offsets + self.y_offsets
+
+
+def make_space(packed: int, sums: int, points: int, dtype: str, gw_pitches: tuple[int, int] = (0, 0)) -> Space:
+    """Scratch of a box of so many packed elements, sums and points; each part starts at a cache line."""
+    item = np.dtype(dtype).itemsize
+    a, b, c, d = (-(-size // 64) * 64 // item for size in (packed * item, sums * item, 4 * points, 8 * points))
+    return Space(a, b, c, d, *gw_pitches)
+
+
 # -- kernels' helpers -----------------------------------------------------------------------------------------------------
+
+
+@inlined
+def space_of(space, scratch):
+    """The parts of a thread's scratch: packed input, sums, offsets in x, offsets in y."""
+    sums = advance(scratch, space.packed)
+    x_offsets = advance(sums, space.sums)
+    return scratch, sums, as_int32(x_offsets), as_int64(advance(x_offsets, space.x_offsets))
 
 
 @inlined
@@ -165,6 +196,13 @@ def copy_run(target, source, count):
         store(target, i, load(source, i))
     if whole < count:
         store_first(target, whole, load_first(source, whole, count - whole), count - whole)
+
+
+@inlined
+def add_run(target, source, count):
+    """target[:count] += source[:count], whole vectors."""
+    for i in range(0, count, lanes_of(source)):
+        store(target, i, load(target, i) + load(source, i))
 
 
 @inlined

@@ -20,13 +20,14 @@ from ._boxes import TASKS_PER_THREAD, strides_of
 from ._gemm import epilogue_of
 from ._jit import inlined, num_threads, outlined
 from ._simd import (
+    COUNTER_PITCH,
     advance,
     get,
     lane_count,
     lanes_of,
     load,
     load_first,
-    next_task,
+    next_own_task,
     parallel_kernel,
     store,
     thawed,
@@ -193,38 +194,42 @@ def convolve_row(g, x, taps, w, bias, y, pitch, channels, epilogue):
 @parallel_kernel
 def direct_channels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(depthwise convolution of x with w + bias), by (image, run of rows, block of channels)."""
-    g, rows, columns, taps, epilogue = thawed(constants)
+    g, rows, columns, taps, epilogue, shares = thawed(constants)
     lanes = lanes_of(x)
     blocks = -(-g.channels // lanes)
     runs = -(-g.out_h // g.run)
     weights, start, sums = advance(scratch, g.w_start), advance(scratch, g.bias_start), advance(scratch, g.sums_start)
-    while True:
-        task = next_task(counters)
-        if task >= g.batch * runs * blocks:
-            break
-        first = task % blocks * lanes
-        begin = task // blocks % runs * g.run
-        image = task // (blocks * runs)
-        channels = min(lanes, g.channels - first)
-        end = min(begin + g.run, g.out_h)
-        gather_weights(g, w, bias, first, channels, weights, start)
-        source = advance(x, image * g.x_image + first * g.x_channel)
-        for i in range((end - begin - 1) * g.stride + (g.kernel_h - 1) * g.dilation_h + 1):
-            number = rows[begin * g.stride + i]
-            if number < 0:
-                for p in range(0, g.row, lanes):
-                    store(scratch, i * g.row + p, zero(scratch))
-            else:
-                copy_pixels(g, advance(source, number * g.x_h), columns, channels, advance(scratch, i * g.row))
-        target = advance(y, image * g.y_image + first * g.y_channel + begin * g.out_w * g.y_point)
-        for r in range(end - begin):
-            source_row = advance(scratch, r * g.stride * g.row)
-            if g.last:
-                convolve_row(g, source_row, taps, weights, start, advance(target, r * g.out_w * g.y_point), g.y_point, channels, epilogue)
-            else:
-                convolve_row(g, source_row, taps, weights, start, advance(sums, r * g.out_w * lanes), lanes, lanes, epilogue)
-        if not g.last:
-            transpose_sums(sums, (end - begin) * g.out_w, channels, target, g.y_channel)
+    tasks = g.batch * runs * blocks
+    for turn in range(shares):
+        owner = (thread + turn) % shares
+        while True:
+            task = next_own_task(counters, owner, shares, tasks)
+            if task < 0:
+                break
+            first = task % blocks * lanes
+            begin = task // blocks % runs * g.run
+            image = task // (blocks * runs)
+            channels = min(lanes, g.channels - first)
+            end = min(begin + g.run, g.out_h)
+            gather_weights(g, w, bias, first, channels, weights, start)
+            source = advance(x, image * g.x_image + first * g.x_channel)
+            for i in range((end - begin - 1) * g.stride + (g.kernel_h - 1) * g.dilation_h + 1):
+                number = rows[begin * g.stride + i]
+                if number < 0:
+                    for p in range(0, g.row, lanes):
+                        store(scratch, i * g.row + p, zero(scratch))
+                else:
+                    copy_pixels(g, advance(source, number * g.x_h), columns, channels, advance(scratch, i * g.row))
+            target = advance(y, image * g.y_image + first * g.y_channel + begin * g.out_w * g.y_point)
+            for r in range(end - begin):
+                source_row = advance(scratch, r * g.stride * g.row)
+                if g.last:
+                    pixel = advance(target, r * g.out_w * g.y_point)
+                    convolve_row(g, source_row, taps, weights, start, pixel, g.y_point, channels, epilogue)
+                else:
+                    convolve_row(g, source_row, taps, weights, start, advance(sums, r * g.out_w * lanes), lanes, lanes, epilogue)
+            if not g.last:
+                transpose_sums(sums, (end - begin) * g.out_w, channels, target, g.y_channel)
 
 
 def fits(problem: Problem) -> bool:
@@ -267,7 +272,9 @@ class ByChannels:
         alone = kw - g.tap_runs // kh * TAP_RUN
         taps = np.concatenate([table[:, :kw - alone:TAP_RUN].ravel(), table[:, kw - alone:].ravel()])
         size = g.sums_start + (0 if p.channels_last else g.run * g.out_w * lane_count(p.dtype))
-        self.kernel = direct_channels.bind(p.dtype, (g, rows, columns, taps, epilogue_of(p)), scratch=size, parallel=p.flops > SERIAL_FLOPS)
+        constants = (g, rows, columns, taps, epilogue_of(p), num_threads())
+        self.kernel = direct_channels.bind(p.dtype, constants, scratch=size, counters=num_threads() * COUNTER_PITCH,
+                                           parallel=p.flops > SERIAL_FLOPS)
         self.no_bias = np.zeros(p.out_channels, p.dtype)
 
     def _channels(self) -> Channels:

@@ -10,7 +10,19 @@ import numpy as np
 from ..problem import Problem
 from ._boxes import copy_run, strides_of
 from ._jit import inlined, outlined
-from ._simd import advance, get, lanes_of, load, next_task, parallel_kernel, put, store_interleaved, thawed
+from ._simd import (
+    advance,
+    get,
+    lanes_of,
+    load,
+    load_first,
+    next_task,
+    parallel_kernel,
+    put,
+    store_interleaved,
+    store_interleaved_first,
+    thawed,
+)
 
 RUN = 4096  # elements of a task: about a microsecond
 SERIAL_SIZE = 20_000  # elements that one thread moves sooner than a region starts: 2 us at 40 GB/s
@@ -57,41 +69,62 @@ def part_row(part, n, c, d, h):
     return get(part, 0) + n * get(part, 1) + c * get(part, 2) + d * get(part, 3) + h * get(part, 4)
 
 
-@outlined
-def interleave_row(target, g, n, c, d, h, parts, row_parts, bias):
-    """Row (n, c, d, h) of the image, channels first, from the phases of its columns."""
+@inlined
+def interleave_pairs(target, even, odd, pairs):
+    """target[2 i] = even[i], target[2 i + 1] = odd[i] for i < pairs; the last vector starts early where there are pairs enough."""
     lanes = lanes_of(target)
-    done = 0
-    if g.stride_w == 2 and g.size_w > 1 and get(row_parts, 0) >= 0 and get(row_parts, PART_FIELDS) >= 0:
-        even = advance(parts, part_row(row_parts, n, c, d, h))
-        odd = advance(parts, part_row(advance(row_parts, PART_FIELDS), n, c, d, h))
-        while 2 * (done + lanes) <= g.size_w:
-            store_interleaved(target, 2 * done, load(even, done), load(odd, done))
-            done += lanes
-    for r in range(g.phases_w):
-        part = advance(row_parts, r * PART_FIELDS)
-        count = -(-(g.size_w - r) // g.stride_w)
-        if get(part, 0) < 0:
-            for i in range(done, count):
-                put(target, i * g.stride_w + r, get(bias, c))
-        else:
-            source = advance(parts, part_row(part, n, c, d, h))
-            for i in range(done, count):
-                put(target, i * g.stride_w + r, get(source, i))
+    if pairs < lanes:
+        store_interleaved_first(target, 0, load_first(even, 0, pairs), load_first(odd, 0, pairs), 2 * pairs)
+        return
+    for i in range(0, pairs, lanes):
+        at = min(i, pairs - lanes)
+        store_interleaved(target, 2 * at, load(even, at), load(odd, at))
 
 
 @outlined
-def interleave_pixels(target, g, n, d, h, parts, row_parts, bias):
-    """Row (n, d, h) of the image, channels last."""
-    for r in range(g.phases_w):
-        part = advance(row_parts, r * PART_FIELDS)
-        count = -(-(g.size_w - r) // g.stride_w)
-        for i in range(count):
-            to = advance(target, (i * g.stride_w + r) * g.column)
-            if get(part, 0) < 0:
-                copy_run(to, bias, g.channels)
-            else:
-                copy_run(to, advance(parts, part_row(part, n, 0, d, h) + i * get(part, 5)), g.channels)
+def interleave_rows(target, g, n, c, d, first, last, parts, table, bias):
+    """Rows [first, last) of the image's plane (n, c, d), channels first, from the phases of their columns."""
+    outer_d = d // g.stride_d
+    phases_d = advance(table, (d - outer_d * g.stride_d) * g.phases_h * g.phases_w * PART_FIELDS)
+    for h in range(first, last):
+        outer_h = h // g.stride_h
+        row_parts = advance(phases_d, (h - outer_h * g.stride_h) * g.phases_w * PART_FIELDS)
+        row = advance(target, h * g.row)
+        done = 0
+        if g.stride_w == 2 and g.size_w > 1 and get(row_parts, 0) >= 0 and get(row_parts, PART_FIELDS) >= 0:
+            done = g.size_w // 2
+            odd = advance(row_parts, PART_FIELDS)
+            interleave_pairs(row, advance(parts, part_row(row_parts, n, c, outer_d, outer_h)),
+                             advance(parts, part_row(odd, n, c, outer_d, outer_h)), done)
+        for r in range(g.phases_w):
+            part = advance(row_parts, r * PART_FIELDS)
+            count = -(-(g.size_w - r) // g.stride_w) if done == 0 else g.size_w - r - done
+            if done < count:
+                if get(part, 0) < 0:
+                    for i in range(done, count):
+                        put(row, i * g.stride_w + r, get(bias, c))
+                else:
+                    source = advance(parts, part_row(part, n, c, outer_d, outer_h))
+                    for i in range(done, count):
+                        put(row, i * g.stride_w + r, get(source, i))
+
+
+@outlined
+def interleave_pixels(target, g, n, d, first, last, parts, table, bias):
+    """Rows [first, last) of the image's plane (n, d), channels last."""
+    outer_d = d // g.stride_d
+    for h in range(first, last):
+        outer_h = h // g.stride_h
+        phase = (d - outer_d * g.stride_d) * g.phases_h + h - outer_h * g.stride_h
+        for r in range(g.phases_w):
+            part = advance(table, (phase * g.phases_w + r) * PART_FIELDS)
+            count = -(-(g.size_w - r) // g.stride_w)
+            for i in range(count):
+                to = advance(target, h * g.row + (i * g.stride_w + r) * g.column)
+                if get(part, 0) < 0:
+                    copy_run(to, bias, g.channels)
+                else:
+                    copy_run(to, advance(parts, part_row(part, n, 0, outer_d, outer_h) + i * get(part, 5)), g.channels)
 
 
 @parallel_kernel
@@ -103,18 +136,20 @@ def interleave(parts, w, bias, y, constants, scratch, counters, thread, threads)
         first = next_task(counters) * run
         if first >= rows:
             break
-        for index in range(first, min(first + run, rows)):
-            h = index % g.size_h
-            d = index // g.size_h % g.size_d
-            c = index // (g.size_h * g.size_d) % lines
-            n = index // (g.size_h * g.size_d * lines)
-            phase = (d % g.stride_d * g.phases_h + h % g.stride_h) * g.phases_w
-            row_parts = advance(table, phase * PART_FIELDS)
-            target = advance(y, n * g.image + c * g.channel + d * g.depth + h * g.row)
+        index, end = first, min(first + run, rows)
+        while index < end:
+            plane = index // g.size_h
+            begin = index - plane * g.size_h
+            stop = min(g.size_h, begin + end - index)
+            d = plane % g.size_d
+            c = plane // g.size_d % lines
+            n = plane // (g.size_d * lines)
+            target = advance(y, n * g.image + c * g.channel + d * g.depth)
             if by_rows:
-                interleave_row(target, g, n, c, d // g.stride_d, h // g.stride_h, parts, row_parts, bias)
+                interleave_rows(target, g, n, c, d, begin, stop, parts, table, bias)
             else:
-                interleave_pixels(target, g, n, d // g.stride_d, h // g.stride_h, parts, row_parts, bias)
+                interleave_pixels(target, g, n, d, begin, stop, parts, table, bias)
+            index += stop - begin
 
 
 class Interleaving:

@@ -22,12 +22,13 @@ from ..problem import Problem
 from ._boxes import TASKS_PER_THREAD
 from ._jit import address_of, addressed, num_threads
 from ._simd import (
+    COUNTER_PITCH,
     VECTOR_REGISTERS,
     advance,
     gradient_tile,
     lane_count,
     lanes_of,
-    next_task,
+    next_own_task,
     parallel_kernel,
     put,
     thawed,
@@ -134,32 +135,35 @@ class Pairs(NamedTuple):
 @parallel_kernel
 def direct_strip_gradients(x, gy, unused, gw, constants, scratch, counters, thread, threads):
     """gw[share] = gradient of the weights over the share's runs of rows, by (block of pairs of planes, share)."""
-    g, rows, zeros, gradients = thawed(constants)
+    g, rows, zeros, gradients, owners = thawed(constants)
     pairs = g.out_channels * g.group_in
     taps = g.kernel * g.kernel
     units = g.batch * g.dilation_h * g.runs
-    while True:
-        task = next_task(counters)
-        if task >= -(-pairs // g.block) * g.shares:
-            break
-        share, block = task % g.shares, task // g.shares * g.block
-        for pair in range(block, min(block + g.block, pairs)):
-            output, channel = pair // g.group_in, pair // g.group_in // g.group_out * g.group_in + pair % g.group_in
-            target = advance(gw, (share * pairs + pair) * taps)
-            for i in range(taps):
-                put(target, i, zero_element(gw))
-            for unit in range(units * share // g.shares, units * (share + 1) // g.shares):
-                image, residue, run = unit // (g.dilation_h * g.runs), unit // g.runs % g.dilation_h, unit % g.runs
-                count = max(0, -(-(g.out_h - residue) // g.dilation_h))
-                begin, end = count * run // g.runs, count * (run + 1) // g.runs
-                first = residue + begin * g.dilation_h
-                plane = advance(x, (image * g.in_channels + channel) * g.in_h * g.in_w)
-                gradient = advance(gy, ((image * g.out_channels + output) * g.out_h + first) * g.out_w)
-                for part in range(g.parts):
-                    ky = part * g.part_rows
-                    call_gradients(gradients[part], plane, g.in_w, advance(rows, first * g.stride + ky * g.dilation_h), g.dilation_h, zeros,
-                                   gradient, g.dilation_h * g.out_w, end - begin, g.out_w, g.low_w, g.in_w, g.dilation_w,
-                                   advance(target, ky * g.kernel))
+    tasks = -(-pairs // g.block) * g.shares
+    for turn in range(owners):
+        owner = (thread + turn) % owners
+        while True:
+            task = next_own_task(counters, owner, owners, tasks)
+            if task < 0:
+                break
+            share, block = task % g.shares, task // g.shares * g.block
+            for pair in range(block, min(block + g.block, pairs)):
+                output, channel = pair // g.group_in, pair // g.group_in // g.group_out * g.group_in + pair % g.group_in
+                target = advance(gw, (share * pairs + pair) * taps)
+                for tap in range(taps):
+                    put(target, tap, zero_element(gw))
+                for unit in range(units * share // g.shares, units * (share + 1) // g.shares):
+                    image, residue, run = unit // (g.dilation_h * g.runs), unit // g.runs % g.dilation_h, unit % g.runs
+                    count = max(0, -(-(g.out_h - residue) // g.dilation_h))
+                    begin, end = count * run // g.runs, count * (run + 1) // g.runs
+                    first = residue + begin * g.dilation_h
+                    plane = advance(x, (image * g.in_channels + channel) * g.in_h * g.in_w)
+                    gradient = advance(gy, ((image * g.out_channels + output) * g.out_h + first) * g.out_w)
+                    for part in range(g.parts):
+                        ky = part * g.part_rows
+                        call_gradients(gradients[part], plane, g.in_w, advance(rows, first * g.stride + ky * g.dilation_h), g.dilation_h,
+                                       zeros, gradient, g.dilation_h * g.out_w, end - begin, g.out_w, g.low_w, g.in_w, g.dilation_w,
+                                       advance(target, ky * g.kernel))
 
 
 def fits(problem: Problem) -> bool:
@@ -193,8 +197,9 @@ class StripGradients:
         addresses = np.array([gradients_address(rows, g.kernel, g.stride, p.dtype) for rows in parts], np.int64)
         beyond = LEAST_ROWS * g.stride * g.dilation_h
         rows = np.pad(p.border_sources()[1], (0, beyond), constant_values=-1)
-        constants = (g, rows, np.zeros(g.in_w, p.dtype), addresses)
-        self.kernel = direct_strip_gradients.bind(p.dtype, constants, parallel=p.flops > SERIAL_FLOPS)
+        constants = (g, rows, np.zeros(g.in_w, p.dtype), addresses, num_threads())
+        self.kernel = direct_strip_gradients.bind(p.dtype, constants, counters=num_threads() * COUNTER_PITCH,
+                                                  parallel=p.flops > SERIAL_FLOPS)
 
     def _pairs(self) -> Pairs:
         p = self.problem

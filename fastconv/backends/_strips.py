@@ -29,10 +29,11 @@ from ._boxes import TASKS_PER_THREAD, pack_row
 from ._gemm import Epilogue, epilogue_of
 from ._jit import address_of, addressed, inlined, num_threads
 from ._simd import (
+    COUNTER_PITCH,
     advance,
     lane_count,
     lanes_of,
-    next_task,
+    next_own_task,
     parallel_kernel,
     strip_tile,
     tap_vectors,
@@ -196,31 +197,35 @@ def copy_rows(g, x, rows, columns, first, count, begin, end, target):
 @parallel_kernel
 def direct_strips(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of each plane of x with its kernel + bias), by (block of planes, columns, run of rows)."""
-    g, rows, columns, identity, zeros, strips, epilogue = thawed(constants)
+    g, rows, columns, identity, zeros, strips, epilogue, shares = thawed(constants)
     chunks = -(-g.residue_h // g.chunk)
     panels = -(-g.out_w // g.panel)
-    while True:
-        task = next_task(counters)
-        if task >= -(-g.planes // g.block) * panels * g.dilation_h * chunks:
-            break
-        chunk, rest = task % chunks, task // chunks
-        residue, rest = rest % g.dilation_h, rest // g.dilation_h
-        begin, block = rest % panels * g.panel, rest // panels * g.block
-        end = min(begin + g.panel, g.out_w)
-        first = residue + chunk * g.chunk * g.dilation_h
-        count = min(g.chunk, -(-(g.out_h - first) // g.dilation_h))
-        for plane in range(block, min(block + g.block, g.planes)):
-            channel = plane % g.out_channels
-            image = advance(x, plane // g.group_out * g.in_h * g.in_w)
-            target = advance(y, (plane * g.out_h + first) * g.out_w + begin)
-            kernel, start = advance(w, channel * g.taps), advance(bias, channel)
-            if g.pitch == 0:
-                call_strips(strips, image, g.in_w, advance(rows, first * g.stride), g.dilation_h, zeros, kernel, start, target,
-                            g.dilation_h * g.out_w, count, g.run, end - begin, g.low_w - begin * g.stride, g.in_w, g.dilation_w, epilogue)
-            elif count > 0:
-                copy_rows(g, image, rows, columns, first, count, begin, end, scratch)
-                call_strips(strips, scratch, g.pitch, identity, 1, zeros, kernel, start, target, g.dilation_h * g.out_w, count, g.run,
-                            end - begin, 0, g.pitch, g.dilation_w, epilogue)
+    tasks = -(-g.planes // g.block) * panels * g.dilation_h * chunks
+    for turn in range(shares):
+        owner = (thread + turn) % shares
+        while True:
+            task = next_own_task(counters, owner, shares, tasks)
+            if task < 0:
+                break
+            chunk, rest = task % chunks, task // chunks
+            residue, rest = rest % g.dilation_h, rest // g.dilation_h
+            begin, block = rest % panels * g.panel, rest // panels * g.block
+            end = min(begin + g.panel, g.out_w)
+            first = residue + chunk * g.chunk * g.dilation_h
+            count = min(g.chunk, -(-(g.out_h - first) // g.dilation_h))
+            for plane in range(block, min(block + g.block, g.planes)):
+                channel = plane % g.out_channels
+                image = advance(x, plane // g.group_out * g.in_h * g.in_w)
+                target = advance(y, (plane * g.out_h + first) * g.out_w + begin)
+                kernel, start = advance(w, channel * g.taps), advance(bias, channel)
+                if g.pitch == 0:
+                    call_strips(strips, image, g.in_w, advance(rows, first * g.stride), g.dilation_h, zeros, kernel, start, target,
+                                g.dilation_h * g.out_w, count, g.run, end - begin, g.low_w - begin * g.stride, g.in_w, g.dilation_w,
+                                epilogue)
+                elif count > 0:
+                    copy_rows(g, image, rows, columns, first, count, begin, end, scratch)
+                    call_strips(strips, scratch, g.pitch, identity, 1, zeros, kernel, start, target, g.dilation_h * g.out_w, count, g.run,
+                                end - begin, 0, g.pitch, g.dilation_w, epilogue)
 
 
 def fits(problem: Problem) -> bool:
@@ -258,8 +263,9 @@ class Strips:
         copied = (g.chunk - 1) * g.stride + g.kernel_h if g.pitch else 0
         identity = np.append(np.arange(copied), np.full(beyond, -1)).astype(np.int32)
         zeros = np.zeros(max(p.input_size[2], g.pitch), p.dtype)
-        constants = (g, rows, columns, identity, zeros, strips_address(name, p.dtype), epilogue_of(p))
-        self.kernel = direct_strips.bind(p.dtype, constants, scratch=copied * g.pitch, parallel=p.flops > SERIAL_FLOPS)
+        constants = (g, rows, columns, identity, zeros, strips_address(name, p.dtype), epilogue_of(p), num_threads())
+        self.kernel = direct_strips.bind(p.dtype, constants, scratch=copied * g.pitch, counters=num_threads() * COUNTER_PITCH,
+                                         parallel=p.flops > SERIAL_FLOPS)
         self.no_bias = np.zeros(p.out_channels, p.dtype)
 
     def _plane(self) -> Plane:

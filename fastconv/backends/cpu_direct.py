@@ -3,13 +3,14 @@
 It refuses nothing. Its strengths are depthwise and grouped convolutions, images of few channels and small kernels, where
 `im2col` has too few output channels to fill a vector. Its engines, the quickest of which is taken:
 
-    _strips            single planes (depthwise layers, filters): lanes are pixels, read in place
-    _channels          depthwise: lanes are channels
-    _lines             everything: lanes are pixels, rows copied with their borders
-    _strip_gradients   weight gradients of few channels: pairs of planes, read in place
-    _line_gradients    weight gradients of everything
+    _strips             single planes (depthwise layers, filters): lanes are pixels, read in place
+    _channels           depthwise: lanes are channels
+    _lines              everything: lanes are pixels, rows copied with their borders
+    _strip_gradients    weight gradients of few channels: pairs of planes, read in place
+    _line_gradients     weight gradients of everything
+    _transposed_strips  input gradients of single planes with stride 2
 
-`grad_input` is the forward convolutions of its phases (`Problem.phases`).
+Any other `grad_input` is the forward convolutions of its phases (`Problem.phases`).
 
 Source: the definition; register blocking of direct convolution: Georganas et al., "Anatomy of high-performance deep
 learning convolutions on SIMD architectures" (2018), section II.
@@ -21,13 +22,14 @@ import math
 from collections.abc import Callable
 
 from ..problem import Problem
-from . import Backend, Kernel, Machine, _channels, _line_gradients, _lines, _strip_gradients, _strips
+from . import Backend, Kernel, Machine, _channels, _line_gradients, _lines, _strip_gradients, _strips, _transposed_strips
 from ._phases import GradInputByPhases, phase_seconds
 from ._simd import lane_count
 
 # pass -> (time in vector multiply-adds of one thread, kernel) of each engine
 ENGINES: dict[str, list[tuple[Callable[[Problem], float], Callable[[Problem], Kernel]]]] = {
     "forward": [(_lines.slots, _lines.Forward), (_strips.slots, _strips.Strips), (_channels.slots, _channels.ByChannels)],
+    "grad_input": [(_transposed_strips.slots, _transposed_strips.TransposedStrips)],
     "grad_weight": [(_line_gradients.slots, _line_gradients.GradWeight), (_strip_gradients.slots, _strip_gradients.StripGradients)],
 }
 CALL_SECONDS = 1.2e-6  # of Python around a run (bench_conv.py, tiny)
@@ -42,7 +44,7 @@ def refuses(problem: Problem) -> str | None:
 def seconds(problem: Problem, machine: Machine) -> float:
     """Time of the quickest engine, or of the memory where the arrays exceed the caches."""
     p = problem
-    if p.pass_name == "grad_input":
+    if by_phases(p):
         return phase_seconds(p, lambda phase: seconds(phase, machine), machine.bandwidth)
     compute = min(slots(p) for slots, _ in ENGINES[p.pass_name]) * 2 * lane_count(p.dtype) / machine.flops(p.dtype)
     moved = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
@@ -68,8 +70,13 @@ def quickest(problem: Problem) -> Kernel:
     return min(ENGINES[problem.pass_name], key=lambda engine: engine[0](problem))[1](problem)
 
 
+def by_phases(problem: Problem) -> bool:
+    """Whether no engine computes a gradient of the input by itself."""
+    return problem.pass_name == "grad_input" and not _transposed_strips.fits(problem)
+
+
 def build(problem: Problem) -> Kernel:
-    return GradInputByPhases(problem, quickest) if problem.pass_name == "grad_input" else quickest(problem)
+    return GradInputByPhases(problem, quickest) if by_phases(problem) else quickest(problem)
 
 
 def prepare(dtype: str) -> None:
@@ -80,6 +87,8 @@ def prepare(dtype: str) -> None:
         _strips.strips_address(name, dtype)
     for part in _strip_gradients.GRADIENTS:
         _strip_gradients.gradients_address(*part, dtype)
+    for size in _transposed_strips.SIZES:
+        _transposed_strips.transposed_address(size, dtype)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)

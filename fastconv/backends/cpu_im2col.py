@@ -5,7 +5,7 @@ of a vector are output channels, and image elements are broadcast from wherever 
 or border wastes lanes; few output channels per group do.
 
     forward       rows = output points    k = taps             columns = output channels
-    grad_weight   rows = taps             k = output points    columns = output channels; gy is packed into panels
+    grad_weight   rows = taps             k = output points    columns = output channels (`_im2col_gradient`)
     grad_input    the forward convolutions of its phases (`Problem.phases`)
 
 Source of the method: Chellapilla, Puri, Simard, "High performance convolutional neural networks for document
@@ -17,18 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from ..problem import Problem
 from . import Backend, Kernel, Machine, _pointwise
-from ._boxes import TASKS_PER_THREAD, box_end, box_start, box_tables, cut, input_offset, pack_box, tap_offsets
+from ._boxes import box_end, box_start, box_tables, cut, input_offset, make_space, pack_box, space_of, tap_offsets
 from ._gemm import (
-    NO_OFFSETS,
-    Epilogue,
-    Matrices,
     PaddedBias,
     PanelPacking,
     epilogue_of,
@@ -38,7 +33,8 @@ from ._gemm import (
     tile_addresses,
     weight_matrices,
 )
-from ._jit import inlined, num_threads
+from ._im2col_gradient import SERIAL_FLOPS, GradWeight, PointwiseGradWeight
+from ._jit import num_threads
 from ._phases import build_grad_input, phase_seconds
 from ._pointwise import PointwiseForward, product_seconds
 from ._simd import (
@@ -46,10 +42,7 @@ from ._simd import (
     TILE_ROWS,
     TILE_SIZES,
     advance,
-    as_int32,
-    as_int64,
     get,
-    lanes_of,
     next_task,
     parallel_kernel,
     prefetch_write,
@@ -59,47 +52,12 @@ from ._simd import (
 from ._weights import JointLayout, WeightLayout, forward_layout
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
-CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
-FEW_POINTS = 256  # of an image whose weight gradient takes longer to write than to multiply (bench_conv.py, 1x1 at 7x7)
-PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
-SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
 ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
 PACK_SPEED = 1.4  # times the bandwidth at which panels are written, both threads together (bench_conv.py, 3x3 layers)
 CALL_SECONDS = 1.5e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
-
-
-class Space(NamedTuple):
-    """Sizes, in elements of the dtype, of what a thread keeps in scratch; and gw's pitches where there is a gw."""
-
-    packed: int  # the box's input, borders included
-    sums: int  # sums of the box's points, a panel wide
-    x_offsets: int  # of the box's points in its input
-    y_offsets: int  # of the box's points in y
-    gw_output: int
-    gw_channel: int
-
-    @property
-    def size(self) -> int:
-        """Elements of a thread's scratch."""
-        return self.packed + self.sums + self.x_offsets + self.y_offsets
-
-
-def make_space(packed: int, sums: int, points: int, dtype: str, gw_pitches: tuple[int, int] = (0, 0)) -> Space:
-    """Scratch of a box of so many packed elements, sums and points; each part starts at a cache line."""
-    item = np.dtype(dtype).itemsize
-    a, b, c, d = (-(-size // 64) * 64 // item for size in (packed * item, sums * item, 4 * points, 8 * points))
-    return Space(a, b, c, d, *gw_pitches)
-
-
-@inlined
-def space_of(space, scratch):
-    """The parts of a thread's scratch: packed input, sums, offsets in x, offsets in y."""
-    sums = advance(scratch, space.packed)
-    x_offsets = advance(sums, space.sums)
-    return scratch, sums, as_int32(x_offsets), as_int64(advance(x_offsets, space.x_offsets))
 
 
 @parallel_kernel
@@ -152,66 +110,6 @@ def im2col_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
                         stored = row
 
 
-@parallel_kernel
-def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread, threads):
-    """parts[share] = gradient of the weights over the share's boxes, by (share, group, chunk of its channels, share of its panels).
-
-    The rows of the product are the chunk's taps, its k the output points; sums go on from box to box in scratch.
-    """
-    tiles, g, rows, targets, zeros, borders, space, chunk, kernel_points, width, splits, shares, size = thawed(constants)
-    per_group = -(-g.group_out // width)
-    chunks = -(-g.group_in // chunk)
-    boxes_per_image = -(-g.out_d // g.box_d) * -(-g.out_h // g.box_h)
-    boxes = -(-g.out_n // g.box_n) * boxes_per_image
-    image_points = g.out_d * g.out_h * g.out_w
-    identity = Epilogue(False, zero_element(x), zero_element(x))
-    packed, sums, x_offsets, y_offsets = space_of(space, scratch)
-    while True:
-        task = next_task(counters)
-        if task >= shares * g.groups * chunks * splits:
-            break
-        split = task % splits
-        group = task // (splits * chunks) % g.groups
-        first = task // splits % chunks * chunk
-        share = task // (splits * chunks * g.groups)
-        channels = min(chunk, g.group_in - first)
-        taps = channels * kernel_points
-        first_panel, last_panel = per_group * split // splits, per_group * (split + 1) // splits
-        first_box, last_box = boxes * share // shares, boxes * (share + 1) // shares
-        # Sums that a single box makes only pass through the first-level cache.
-        block = (taps + TILE_ROWS) * width if last_box - first_box > 1 else 0
-        for box in range(first_box, last_box):
-            start = box_start(g, box)
-            end = box_end(g, start[0], start[1], start[2], start[3])
-            points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
-            channel = group * g.group_in + first
-            if g.in_place == 0:
-                pack_box(g, x, zero_element(x), borders, start, end, channel, channels, packed)
-                source = packed
-            else:
-                source = advance(x, input_offset(g, start[0], start[1], start[2], start[3]) + channel * g.x_channel)
-            point = (start[1] * g.out_h + start[2]) * g.out_w
-            for panel in range(first_panel, last_panel):
-                w = advance(gy, (((group * per_group + panel) * g.out_n + start[0]) * image_points + point) * width)
-                own = advance(sums, (panel - first_panel) * block)
-                count = min(width, g.group_out - panel * width)
-                output = group * g.group_out + panel * width
-                result = advance(parts, share * size + output * space.gw_output + first * space.gw_channel)
-                row = stored = 0
-                while row < taps:
-                    if box == last_box - 1 and space.gw_output == 1:
-                        for r in range(row, min(taps, row + TILE_ROWS)):
-                            for c in range(0, count, lanes_of(x)):
-                                prefetch_write(result, get(targets, r) + c)
-                    tile = advance(own, row * width)
-                    row += multiply_tile(tiles, taps - row, source, advance(rows, row), x_offsets, points, w, width,
-                                         zeros if box == first_box else tile, 0 if box == first_box else width, tile, count)
-                    if box == last_box - 1 and (row == taps or space.gw_output == 1):
-                        store_points(advance(own, stored * width), width, row - stored, result, advance(targets, stored),
-                                     space.gw_output, count, identity)
-                        stored = row
-
-
 class Forward:
     """The forward pass: `pack` makes panels of the weights, `run` convolves with them."""
 
@@ -233,91 +131,6 @@ class Forward:
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         self.kernel(x, packed, self.bias(bias), out)
-
-
-class GradWeight:
-    """The weight gradient: `pack` makes panels of gy, `run` multiplies them with x.
-
-    `turned` writes gw[channel][output] of a single group without borders and a kernel of one tap.
-    """
-
-    def __init__(self, problem: Problem, turned: bool = False):
-        p = self.problem = problem
-        self.turned = turned
-        self.width = panel_width(p.dtype)
-        threads = num_threads()
-        self.kernel_points = math.prod(p.kernel_size)
-        panels = -(-p.group_out // self.width)
-        self.chunk = min(p.group_in, max(1, CHUNK_TAPS // self.kernel_points))
-        wanted = TASKS_PER_THREAD * threads
-        while (p.groups * -(-p.group_in // self.chunk) * panels < wanted
-               and self.chunk > 1 and self.chunk * self.kernel_points > 2 * TILE_ROWS):
-            self.chunk = -(-self.chunk // 2)
-        tasks = p.groups * -(-p.group_in // self.chunk)
-        splits = min(panels, max(1, -(-wanted // tasks)))
-        self.geometry = g = cut(p, 1, channels=self.chunk, column_multiple=max(p.output_size[2], 1))
-        size = math.prod(p.weight_shape)
-        most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, size)))
-        self.shares = max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts))
-        rows, targets, gw_pitches = self._tables()
-        space = make_space(g.packed, (self.chunk * self.kernel_points + TILE_ROWS) * -(-panels // splits) * self.width,
-                           g.points + TILE_ROWS, p.dtype, gw_pitches)
-        constants = (tile_addresses(p.dtype), g, rows, targets, np.zeros(self.width, p.dtype), p.border_sources(), space, self.chunk,
-                     self.kernel_points, self.width, splits, self.shares, size)
-        self.kernel = im2col_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
-        self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
-        points = math.prod(p.output_size)
-        pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)
-        matrices = Matrices(p.batch, p.groups, p.group_out, points, 0, p.out_channels * points, *pitches, NO_OFFSETS, 0, points)
-        self.pack = PanelPacking(matrices, self.width, p.dtype)
-
-    def _tables(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """Offsets of a chunk's taps in x and in gw, channel by channel, and gw's pitches (output channel, input channel)."""
-        p, g = self.problem, self.geometry
-        kd, kh, kw = (np.arange(k) * d for k, d in zip(p.kernel_size, p.dilation, strict=True))
-        spatial = (kd[:, None, None] * g.p_d + kh[:, None] * g.p_h + kw * g.p_w).ravel()
-        channel = np.arange(self.chunk)[:, None]
-        pitches = (1, p.out_channels) if p.channels_last or self.turned else (p.taps, self.kernel_points)
-        point = np.arange(self.kernel_points) * (p.group_in * p.out_channels if p.channels_last else 1)
-        rows = (channel * g.p_channel + spatial).astype(np.int32).ravel()
-        targets = (channel * pitches[1] + point).astype(np.int64).ravel()
-        return np.pad(rows, (0, TILE_ROWS), mode="edge"), np.pad(targets, (0, TILE_ROWS), mode="edge"), pitches
-
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        if self.shares == 1:
-            self.kernel(x, packed, packed, out)
-            return
-        parts = np.empty((self.shares, out.size), out.dtype)
-        self.kernel(x.reshape(-1), packed, packed, parts.reshape(-1))
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.sum(parts, axis=0, out=out.reshape(-1))
-
-
-class PointwiseGradWeight:
-    """The weight gradient of a kernel of one tap, channels first: gw is gy times the panels of x.
-
-    The lanes are then input channels, rows of gw, which is written without a transpose: 2048 -> 512 channels at 7x7 took .43 ms
-    the other way round.
-    """
-
-    def __init__(self, problem: Problem):
-        p = problem
-        mirrored = replace(p, in_channels=p.out_channels, out_channels=p.in_channels, input_size=p.output_size)
-        self.kernel = GradWeight(mirrored, turned=True)
-        self.scratch_bytes = self.kernel.scratch_bytes + math.prod(p.input_shape) * p.itemsize
-
-    @staticmethod
-    def takes(problem: Problem) -> bool:
-        """Whether x is as gy is, there are channels enough to fill the lanes, and writing gw takes longer than packing x."""
-        p = problem
-        return (math.prod(p.kernel_size) == math.prod(p.stride) == p.groups == 1 and not any(map(any, p.padding))
-                and not p.channels_last and p.in_channels >= 2 * panel_width(p.dtype) and math.prod(p.output_size) <= FEW_POINTS)
-
-    def pack(self, gy: np.ndarray) -> np.ndarray:
-        return gy
-
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel.run(packed, self.kernel.pack(x), bias, out)
 
 
 # -- the backend ----------------------------------------------------------------------------------------------------------

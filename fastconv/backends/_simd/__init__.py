@@ -18,8 +18,8 @@ im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s 
 """
 
 from .emit import VECTOR_BYTES, VECTOR_REGISTERS, lane_count
-from .strip import gradient_tile, strip_tile, tap_vectors
-from .threads import BoundKernel, next_task, parallel_kernel, prepare_launch, raise_flag, thawed
+from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
+from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, prepare_launch, raise_flag, thawed
 from .tile import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -72,12 +72,14 @@ from .vector import (
     store,
     store_first,
     store_interleaved,
+    store_interleaved_first,
     total,
     zero,
     zero_element,
 )
 
 __all__ = [
+    "COUNTER_PITCH",
     "DOT_TILE",
     "LANES_TILES",
     "LANES_TILE_COLUMNS",
@@ -105,6 +107,7 @@ __all__ = [
     "load_between",
     "load_first",
     "misalignment",
+    "next_own_task",
     "next_task",
     "parallel_kernel",
     "pointer",
@@ -118,6 +121,7 @@ __all__ = [
     "store",
     "store_first",
     "store_interleaved",
+    "store_interleaved_first",
     "strip_tile",
     "tap_vectors",
     "thawed",
@@ -140,6 +144,7 @@ __all__ = [
     "transpose_chosen",
     "transpose_streamed",
     "transpose_whole",
+    "transposed_tile",
     "zero",
     "zero_element",
 ]

@@ -196,6 +196,13 @@ def emit_transpose(builder, rows):
     return rows
 
 
+def emit_interleaved(builder, even, odd):
+    """The lanes of two vectors in turn, as two vectors."""
+    lanes = even.type.count
+    indices = [[half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)] for half in (0, 1)]
+    return [builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(I32, lanes), index)) for index in indices]
+
+
 def emit_rectify(builder, vector, value, slope, ceiling):
     """Lanes below zero times `slope` (0 makes them 0, infinities too), then cut at `ceiling`; NaN stays NaN."""
     multiply, compare = (builder.fmul, builder.fcmp_ordered) if vector.is_float else (builder.mul, builder.icmp_signed)

@@ -18,6 +18,7 @@ from .emit import (
     emit_epilogue,
     emit_fma,
     emit_in_order,
+    emit_interleaved,
     emit_load,
     emit_load_masked,
     emit_prefetch,
@@ -198,3 +199,72 @@ def _emit_gradient(builder, vector, sums, args, numbers):
             for tap, total in zip(taps, emit_in_order(builder, new), strict=True):
                 sums[tap] = total
     return sums
+
+
+# -- transposed strips ----------------------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def transposed_tile(typingctx, gy, pitch, rows, zeros, start, odd, out_w, w, bias, gx, gx_pitch, first, in_h, column, in_w, epilogue,
+                    size, height, masked):
+    """Some rows of a gradient of stride 2: gx[2 a + i, 2 b + j] = epilogue(bias + sum of w[i + 2 m, j + 2 n] gy[a - m, b - n]).
+
+    For `height` numbers a and the vector of b from `start` on; a square kernel of `size` taps a side. Row a - m of gy is
+    rows[a - m + most m], where -1 stands for the row `zeros`. gx points to the tile's row `first`, column `column`; where `odd`,
+    that is the odd column of a pair, and its neighbour is the next pair's even one. Rows outside [0, in_h) are not written.
+    With `masked`, columns outside [0, out_w) are zeros that are not read, and those of gx outside [0, in_w) are not written.
+    """
+    vector = vector_of(gx)
+    numbers = [literal.literal_value for literal in (size, height, masked)]
+
+    def codegen(context, builder, signature, args):
+        _emit_transposed(builder, vector, isinstance(signature.args[7], types.UniTuple), args[:16], numbers)
+        return context.get_dummy_value()
+
+    word = types.intp
+    return types.void(gy, word, rows, zeros, word, word, word, w, bias, gx, word, word, word, word, word, epilogue,
+                      size, height, masked), codegen
+
+
+def _emit_transposed(builder, vector, hoisted, args, numbers):
+    gy, pitch, rows, zeros, start, odd, out_w, w, bias = args[:9]
+    size, height, masked = numbers
+    reach = (size + 1) // 2
+    # Taps that meet the same columns: the even ones, and the odd ones, a column to the left where pairs start odd.
+    columns = [builder.sub(builder.sub(start, I64(tap // 2)), odd if tap % 2 else I64(0)) for tap in range(size)]
+    masks = [mask_between(builder, column, out_w, vector.lanes) for column in columns] if masked else None
+    first = emit_splat(builder, builder.load(bias), vector.lanes)
+    sums = [[[first, first] for _ in (0, 1)] for _ in range(height)]
+    for i in range(height + reach - 1):
+        row = _emit_row(builder, gy, pitch, rows, I64(1), zeros, i)
+        met = [(r, ky) for r in range(height) for ky in range(size) if i - r == reach - 1 - ky // 2]
+        for kx, column in enumerate(columns):
+            value = emit_load_masked(builder, vector, masks[kx], row, column) if masks else emit_load(builder, vector, row, column)
+            for r, ky in met:
+                tap = ky * size + kx
+                scale = builder.extract_value(w, tap) if hoisted else emit_splat(
+                    builder, builder.load(builder.gep(w, [I64(tap)])), vector.lanes)
+                sums[r][ky % 2][kx % 2] = emit_fma(builder, vector, value, scale, sums[r][ky % 2][kx % 2])
+            kept = iter(emit_in_order(builder, [sums[r][ky % 2][kx % 2] for r, ky in met]))
+            for r, ky in met:
+                sums[r][ky % 2][kx % 2] = next(kept)
+    _emit_store_pairs(builder, vector, [pair for rows in sums for pair in rows], args[5], args[9:], masked)
+
+
+def _emit_store_pairs(builder, vector, pairs, odd, args, masked):
+    """Write rows of (even, odd) columns in turn, those inside the image."""
+    gx, gx_pitch, first, in_h, column, in_w, epilogue = args
+    finished = iter(emit_epilogue(builder, vector, [value for pair in pairs for value in pair], epilogue))
+    swapped = builder.icmp_signed("!=", odd, I64(0))
+    starts = [builder.add(column, I64(half * vector.lanes)) for half in (0, 1)]
+    masks = [mask_between(builder, start, in_w, vector.lanes) for start in starts] if masked else None
+    for r in range(len(pairs)):
+        even, uneven = next(finished), next(finished)
+        with builder.if_then(builder.icmp_unsigned("<", builder.add(first, I64(r)), in_h), likely=True):
+            pair = [builder.select(swapped, uneven, even), builder.select(swapped, even, uneven)]
+            target = builder.gep(gx, [builder.mul(gx_pitch, I64(r))])
+            for half, value in enumerate(emit_interleaved(builder, *pair)):
+                if masks:
+                    emit_store_masked(builder, vector, value, masks[half], target, half * vector.lanes)
+                else:
+                    emit_store(builder, vector, value, target, half * vector.lanes)

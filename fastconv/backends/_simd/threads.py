@@ -22,12 +22,14 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 from numba.np.numpy_support import from_dtype
 
-from .._jit import address_of, addressed, cached, parallel_region, threading_layer
+from .._jit import address_of, addressed, cached, inlined, parallel_region, threading_layer
 from .._scratch import arena
 from .emit import I64, emit_call
+from .vector import advance
 
 MOST_THREADS = 1024  # of one region
 LINE = 64  # bytes: a cache line, and the widest vector
+COUNTER_PITCH = LINE // 8  # from one thread's counter to the next: each has a cache line
 HEADER_WORDS = 4  # of a bound kernel's memory: its address, a thread's bytes of scratch, bytes of counters, unused
 RANKS = (1, 2, 3, 4, 5)  # of the arrays that x and y may be
 LARGEST_CONSTANTS = 1 << 14  # bytes
@@ -53,6 +55,16 @@ def next_task(typingctx, counter):
         return builder.atomic_rmw("add", args[0], I64(1), "monotonic")
 
     return types.int64(types.CPointer(types.int64)), codegen
+
+
+@inlined
+def next_own_task(counters, owner, shares, tasks):
+    """The next of the tasks that are `owner`'s, one of `shares` runs of them as long as each other; negative where none is left.
+
+    A thread that takes its own first and then helps with the others' finds in its caches what it read and wrote in the last run.
+    """
+    task = tasks * owner // shares + next_task(advance(counters, owner * COUNTER_PITCH))
+    return task if task < tasks * (owner + 1) // shares else -1
 
 
 # -- constants ------------------------------------------------------------------------------------------------------------

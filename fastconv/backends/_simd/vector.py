@@ -13,6 +13,7 @@ from .emit import (
     I64,
     VectorType,
     emit_fma,
+    emit_interleaved,
     emit_load,
     emit_load_masked,
     emit_prefetch,
@@ -198,14 +199,25 @@ def store_interleaved(typingctx, p, offset, even, odd):
     """Write the lanes of two vectors in turn to p[offset : offset + 2 lanes]."""
 
     def codegen(context, builder, signature, args):
-        lanes = even.lanes
-        for half in (0, 1):
-            index = [half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)]
-            value = builder.shuffle_vector(args[2], args[3], ir.Constant(ir.VectorType(I32, lanes), index))
-            emit_store(builder, even, value, args[0], builder.add(args[1], I64(half * lanes)))
+        for half, value in enumerate(emit_interleaved(builder, *args[2:])):
+            emit_store(builder, even, value, args[0], builder.add(args[1], I64(half * even.lanes)))
         return context.get_dummy_value()
 
     return types.void(p, types.intp, even, even), codegen
+
+
+@intrinsic
+def store_interleaved_first(typingctx, p, offset, even, odd, count):
+    """Write the lanes of two vectors in turn to p[offset : offset + count] and nothing beyond."""
+
+    def codegen(context, builder, signature, args):
+        for half, value in enumerate(emit_interleaved(builder, *args[2:4])):
+            start = I64(half * even.lanes)
+            mask = mask_first(builder, builder.sub(args[4], start), even.lanes)
+            emit_store_masked(builder, even, value, mask, args[0], builder.add(args[1], start))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, even, even, types.intp), codegen
 
 
 @intrinsic
