@@ -21,10 +21,10 @@ from .backends._scratch import reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "is_ready", "lookup", "make_options", "run", "shape_of"]
+__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "remembered",
+           "run", "shape_of"]
 
 CALLS_KEPT = 4096
-SMALL_SUM = 16_384  # elements that NumPy adds before a kernel is called (benchmarks/bench_conv.py, tiny)
 SMALL_OPERAND = 1024  # elements for which fresh memory costs less than asking for scratch (the same)
 
 
@@ -86,6 +86,11 @@ def frozen(value: Any, name: str) -> Any:
     """
     if type(value) is int or value is None or type(value) is str:
         return value
+    if type(value) is tuple or type(value) is list:
+        for item in value:  # ints and pairs of them, as they mostly are, without a call each
+            if type(item) is not int and not (type(item) is tuple and len(item) == 2 and type(item[0]) is type(item[1]) is int):
+                return tuple(frozen(item, name) for item in value)
+        return tuple(value)
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
@@ -115,6 +120,12 @@ def batched(name: str, array: np.ndarray, ndim: int) -> tuple[np.ndarray, bool]:
 
 def shape_of(name: str, shape: Any) -> tuple[int, ...]:
     """A shape argument as a tuple of ints."""
+    if type(shape) is tuple:
+        for size in shape:
+            if type(size) is not int:
+                break
+        else:
+            return shape
     try:
         return tuple(int(n.__index__()) for n in shape)
     except (TypeError, AttributeError):
@@ -124,16 +135,16 @@ def shape_of(name: str, shape: Any) -> tuple[int, ...]:
 # -- run ------------------------------------------------------------------------------------------------------------------
 
 
-def run(kind: str, ndim: int, names: tuple[str, str], first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None,
-        out: Any, extra: Any = None) -> np.ndarray:
+OPERANDS = {"forward": ("x", "w"), "transposed": ("x", "w"), "grad_input": ("gy", "w"), "grad_weight": ("x", "gy")}
+
+
+def run(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None, out: Any,
+        extra: Any = None) -> np.ndarray:
     """Check the operands, get the plan, run it; the first operand (and gy as the second) may be unbatched.
 
     `settings` are the arguments of `make_options`.
     """
-    if out is None:
-        ready = _remembered(kind, ndim, first, second, bias, settings, backend, extra)
-        if ready is not None:
-            return ready(first, second, bias)
+    names = OPERANDS[kind]
     options = make_options(*settings)
     first, single = batched(names[0], as_array(names[0], first), ndim)
     second = as_array(names[1], second)
@@ -202,66 +213,81 @@ def _terms(problem: Problem) -> int:
 
 def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
     """The sum of gy over all but its channels."""
-    axis = gy.ndim - 1 if str(layout).endswith("C") else gy.ndim - ndim - 1
-    if gy.size > SMALL_SUM and gy.dtype == dtype and dtype.char in "fd":
+    axis = _channel_axis(gy.shape, ndim, layout)
+    if gy.size and gy.dtype.name == dtype.name in ("float32", "float64"):
         from .backends._sums import channel_sums
 
-        shape = gy.shape if gy.ndim == ndim + 2 else (1, *gy.shape)
-        return channel_sums(as_operand(gy, dtype, shape), axis + len(shape) - gy.ndim)
+        return channel_sums(gy.shape, axis, dtype)(as_operand(gy, dtype, gy.shape))
     with np.errstate(invalid="ignore", over="ignore"):
         return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
+
+
+def _channel_axis(shape: tuple[int, ...], ndim: int, layout: str) -> int:
+    return len(shape) - 1 if str(layout).endswith("C") else len(shape) - ndim - 1
 
 
 # -- a call seen before ---------------------------------------------------------------------------------------------------
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-READY_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
+READY_FLAGS = 0x501  # of `ndarray.flags.num`, where kernels take an array as it stands: C-contiguous, aligned, writable
 # The variables as `os.environ` keeps them, if it does: its own conversions take 0.5 us each.
 _kept: dict[Any, Any] | None = getattr(os.environ, "_data", None)
 _read: Callable[[Any], Any] = os.environ.get if _kept is None else _kept.get
 _BACKEND, _ACCURACY = (name if _kept is None else os.environ.encodekey(name) for name in ("FASTCONV_BACKEND", "FASTCONV_ACCURACY"))
 
 
-def is_ready(array: Any, dtype: np.dtype) -> bool:
-    """Whether kernels take an argument as it stands."""
-    return type(array) is np.ndarray and array.dtype is dtype and array.flags.num & READY_FLAGS == READY_FLAGS
+def remembered(kind: str, ndim: int, first: Any, second: Any, third: Any, settings: tuple[Any, ...], backend: str | None,
+               extra: Any) -> Callable[..., Any] | None:
+    """What runs a call whose arrays need no conversion; else None, also where the options are wrong.
 
-
-def _remembered(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tuple[Any, ...], backend: str | None,
-                extra: Any) -> ReadyCall | None:
-    """What runs a call whose arrays need no conversion; else None, also where the options are wrong."""
-    dtype = getattr(first, "dtype", None)
-    if dtype is not FLOAT32 and dtype is not FLOAT64:
-        return None
-    if not (is_ready(first, dtype) and is_ready(second, dtype) and (bias is None or is_ready(bias, dtype))):
-        return None
+    `third` is the bias, or the weights of a "backward" call; either may be None. The key holds values, never objects, since a
+    list may change in place; and of the types whose values may be equal, those of one kind only.
+    """
     try:
-        if not type(settings[0]) is type(settings[1]) is type(settings[2]) is type(settings[3]) is int:
-            settings = (*(frozen(value, "") for value in settings[:4]), *settings[4:])
-        return _ready_call(kind, ndim, first.shape, second.shape, dtype, None if bias is None else bias.shape, settings, backend, extra,
+        dtype = first.dtype
+        if not (type(first) is type(second) is np.ndarray and (dtype is FLOAT32 or dtype is FLOAT64) and dtype is second.dtype
+                and first.flags.num & second.flags.num & READY_FLAGS == READY_FLAGS):
+            return None
+        if not (third is None or (type(third) is np.ndarray and third.dtype is dtype and third.flags.num & READY_FLAGS == READY_FLAGS)):
+            return None
+        stride, padding, dilation, groups, mode, layout, activation, accuracy = settings
+        if type(padding) is not int:
+            padding = frozen(padding, "")
+        if not type(stride) is type(dilation) is type(groups) is int:
+            stride, dilation, groups = frozen(stride, ""), frozen(dilation, ""), frozen(groups, "")
+        settings = (stride, padding, dilation, groups, mode, layout, activation, accuracy)
+        return _ready_call(kind, ndim, first.shape, second.shape, None if third is None else third.shape, dtype, settings, backend, extra,
                            asked_backend(), _thread_counter()(), wisdom.store.generation, _read(_BACKEND), _read(_ACCURACY))
-    except TypeError:  # an option of a wrong type, or that cannot be hashed: the checks of a first call name it
+    except (AttributeError, TypeError):  # no array, an option of a wrong type or that cannot be hashed: the checks of a first call name it
         return None
 
 
-@functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
-def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], dtype: np.dtype, bias: tuple[int, ...] | None,
-                settings: tuple[Any, ...], backend: str | None, extra: Any, *surroundings: Any) -> ReadyCall | None:
+@functools.lru_cache(maxsize=CALLS_KEPT)
+def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], third: tuple[int, ...] | None, dtype: np.dtype,
+                settings: tuple[Any, ...], backend: str | None, extra: Any, *surroundings: Any) -> Callable[..., Any] | None:
     """A call without conversions, checked once; None where a first call would raise, which it then does.
 
     `surroundings` are what else the choice depends on.
     """
     try:
-        single = len(first) == ndim + 1
-        batch = (1, *first) if single else first
-        if len(batch) != ndim + 2 or (kind == "grad_weight" and (single or len(second) != ndim + 2)):
-            return None
-        call = lookup(kind, ndim, batch, second, dtype, dtype, make_options(*settings), bias is not None, backend, extra)
+        options = make_options(*settings)
+        if kind == "backward":
+            return ReadyBackward(ndim, first, second, third, dtype, options, backend, extra)
+        return _single_call(kind, ndim, first, second, third, dtype, options, backend, extra)
     except (TypeError, ValueError):
         return None
+
+
+def _single_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], bias: tuple[int, ...] | None, dtype: np.dtype,
+                 options: Options, backend: str | None, extra: Any) -> ReadyCall:
+    """The ready call of one pass; the checks of shapes raise as those of a first call do, if with other words."""
+    single = len(first) == ndim + 1
+    if kind == "grad_weight" and len(second) == ndim + 1:
+        second = (1, *second)
+    call = lookup(kind, ndim, (1, *first) if single else first, second, dtype, dtype, options, bias is not None, backend, extra)
     if bias is not None and bias != (call.plan.problem.epilogue_channels,):
-        return None
-    return ReadyCall(call.plan, call.result_shape[1:] if single else call.result_shape, dtype)
+        raise ValueError("bias")
+    return ReadyCall(call.plan, call.result_shape[1:] if single and kind != "grad_weight" else call.result_shape, dtype)
 
 
 class ReadyCall:
@@ -279,3 +305,23 @@ class ReadyCall:
             with reused_operands:
                 self._run(first, self._pack(second), bias, out)
         return out
+
+
+class ReadyBackward:
+    """The gradients of a call that was checked before: those of the input and the weights, and the bias's if wanted."""
+
+    def __init__(self, ndim: int, gy: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...] | None, dtype: np.dtype, options: Options,
+                 backend: str | None, bias: bool):
+        from .backends._sums import channel_sums
+
+        if w is None or (bias and 0 in gy):
+            raise ValueError("w or gy")
+        shape = (1, *x) if len(x) == ndim + 1 else x
+        self._grad_input = _single_call("grad_input", ndim, gy, w, None, dtype, options, backend, shape)
+        self._grad_weight = _single_call("grad_weight", ndim, x, gy, None, dtype, options, backend, w)
+        self._sums = channel_sums(gy, _channel_axis(gy, ndim, options.layout), dtype) if bias else None
+
+    def __call__(self, gy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        gx = self._grad_input(gy, w, None)
+        gw = self._grad_weight(x, gy, None)
+        return gx, gw, None if self._sums is None else self._sums(gy)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
-from ._calls import Call, batched, execute, is_ready, lookup, shape_of
+from ._calls import READY_FLAGS, Call, batched, execute, lookup, shape_of
 from .dispatcher import Plan
 from .problem import Options, Problem
 from .substitutes import PackedBy
@@ -53,10 +53,12 @@ class Convolution:
     def __call__(self, x: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve `x`, of the planned or any other shape."""
         fast = self._fast
-        if fast is not None and out is None and is_ready(x, fast.dtype) and x.shape == fast.shape:
-            result = np.empty(fast.result_shape, fast.dtype)
-            fast.run(x, fast.packed, fast.bias, result)
-            return result
+        if fast is not None and out is None:
+            shape, result_shape, dtype, run, packed, bias = fast
+            if type(x) is np.ndarray and x.dtype is dtype and x.flags.num & READY_FLAGS == READY_FLAGS and x.shape == shape:
+                result = np.empty(result_shape, dtype)
+                run(x, packed, bias, result)
+                return result
         x, single = batched("x", as_array("x", x), self._ndim)
         call, packed = self._call_for(x.shape, x.dtype)
         if call.computed == call.result == self._w.dtype == x.dtype and call.computed.kind == "f":

@@ -7,8 +7,7 @@ import os
 import warnings
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .backends import load
 
@@ -21,8 +20,7 @@ class BackendFallbackWarning(UserWarning):
     """FASTCONV_BACKEND names a backend that cannot compute a problem; another one did."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Which backend was asked for, and by what; `name` None leaves it to the dispatcher."""
 
     name: str | None = None

@@ -88,7 +88,6 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
     from .backends import load
     from .backends._activation import apply
     from .backends._interleave import NO_PART, Interleaving
-    from .backends._simd import prepare_launch
     from .backends._sums import channel_sums
     from .dispatcher import machine
 
@@ -97,9 +96,6 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
     times = [("machine constants", time.perf_counter() - start)]
     for dtype in dtypes:
         computed = np.dtype(dtype).name
-        start = time.perf_counter()
-        prepare_launch(computed)
-        times.append((f"launch {computed}", time.perf_counter() - start))
         for name, backend in load("cpu").items():
             for pass_name in ("forward", "grad_weight"):
                 start = time.perf_counter()
@@ -123,7 +119,7 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
             times.append((f"activations {computed}", time.perf_counter() - start))
             start = time.perf_counter()
             for size in (1, 2):  # channels last, channels first
-                channel_sums(np.zeros((1, 1, size), computed), 1)
+                channel_sums((1, 1, size), 1, np.dtype(computed))
             times.append((f"sums {computed}", time.perf_counter() - start))
     return times
 

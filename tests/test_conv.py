@@ -127,3 +127,47 @@ def test_any_number_of_threads(pass_name, backend, threads):
             assert_close(result, expected(case, pass_name), tolerance(backend, "float32"))
     finally:
         fc.set_num_threads(before)
+
+
+PASS_CALLS = {
+    "forward": lambda x, w, gy, **options: fc.conv2d(x, w, **options),
+    "grad_input": lambda x, w, gy, **options: fc.conv2d_grad_input(gy, w, x.shape, **options),
+    "grad_weight": lambda x, w, gy, **options: fc.conv2d_grad_weight(gy, x, w.shape, **options),
+    "backward": lambda x, w, gy, **options: np.concatenate([part.ravel() for part in fc.conv2d_backward(gy, x, w, **options)]),
+    "transposed": lambda x, w, gy, **options: fc.conv_transpose2d(gy, w, **options),
+}
+
+
+@pytest.mark.parametrize("call", PASS_CALLS.values(), ids=PASS_CALLS)
+def test_remembered_calls_see_what_is_new(call):
+    """A list changed in place, another memory layout and dtype of the same shape, a border mode, NumPy's integers."""
+    rng = np.random.default_rng(0)
+    x, w, gy = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 2, 6, 6), (2, 2, 3, 3), (1, 2, 6, 6)))
+    padding = [(2, 0), (1, 1)]
+    first = call(x, w, gy, padding=padding)
+    padding[0] = (0, 2)
+    second = call(x, w, gy, padding=padding)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(second, call(x, w, gy, padding=((0, 2), (1, 1))))
+    np.testing.assert_array_equal(second, call(x, w, gy, padding=np.array([(0, 2), (1, 1)])))
+    np.testing.assert_array_equal(second, call(*(np.asfortranarray(a) for a in (x, w, gy)), padding=padding))
+    np.testing.assert_array_equal(second, call(*(a.astype(">f4") for a in (x, w, gy)), padding=padding))
+    assert call(*(a.astype(np.float64) for a in (x, w, gy)), padding=padding).dtype == np.float64
+    np.testing.assert_array_equal(second, call(x, w, gy, padding=padding, stride=np.int64(1), groups=np.int8(1)))
+    with pytest.raises(TypeError, match="padding"):
+        call(x, w, gy, padding=[(False, 2), (True, 1)])
+    with pytest.raises(fc.BackendError), fc.use_backend("winograd"):
+        call(x, w, gy, padding=padding, dilation=1, accuracy="strict")
+    with pytest.raises(ValueError, match="backend"):
+        call(x, w, gy, padding=padding, backend="none")
+
+
+def test_backward_of_a_single_sample():
+    """Unbatched x and gy, remembered or not."""
+    rng = np.random.default_rng(0)
+    x, w, gy = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 6, 7), (4, 2, 3, 3), (4, 4, 5)))
+    for _ in range(2):
+        gx, gw, gb = fc.conv2d_backward(gy, x, w)
+        assert gx.shape == x.shape and gw.shape == w.shape and gb.shape == (4,)
+        for part, whole in zip((gx[None], gw, gb), fc.conv2d_backward(gy[None], x[None], w), strict=True):
+            np.testing.assert_array_equal(part, whole)

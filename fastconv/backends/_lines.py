@@ -363,7 +363,7 @@ class Forward(Lined):
     def pack(self, w: np.ndarray) -> np.ndarray:
         """(G, Og, taps), the output channels of a tile interleaved: [tile][tap][row]."""
         if self.order is not None:
-            return w.reshape(-1).take(self.order)
+            return w.take(self.order)
         return self._interleaved(w)
 
     def _interleaved(self, w: np.ndarray) -> np.ndarray:

@@ -39,11 +39,12 @@ class ForwardBuilder(Protocol):
 class GradInputByPhases:
     """The kernels of all phases and the assembly of their results.
 
-    A backend's forward kernel either finds its weights by a `WeightLayout`, or takes them in an array of their own.
+    A backend's forward kernel either finds its weights by a `WeightLayout`, or takes them in an array of their own. If its
+    `pack` only moves them, up to `picked_weights` of them are picked by a table.
     """
 
     def __init__(self, problem: Problem, build_forward: Callable[[Problem], Kernel] | None = None, *,
-                 build_in_place: ForwardBuilder | None = None):
+                 build_in_place: ForwardBuilder | None = None, picked_weights: int = 0):
         p = self.problem = problem
         self.phases = p.phases()
         self.layouts = [phase_layout(p, phase) for phase in self.phases]
@@ -60,6 +61,8 @@ class GradInputByPhases:
                                 else build_forward(phase.problem) if build_forward is not None else None)
             parts.append(Part(start, *strides_of(p.in_channels, phase.problem.output_size, p.channels_last)))
             start += math.prod(phase.problem.output_shape)
+        size = math.prod(p.weight_shape)
+        self.tables = self._packed(np.arange(size)) if size <= picked_weights else None
         self.whole = len(self.phases) == 1 and self.kernels[0] is not None
         self.size = 0 if self.whole else start
         self.starts = [part.start for part in parts]
@@ -68,6 +71,11 @@ class GradInputByPhases:
         self.scratch_bytes = kernel_bytes + self.size * p.itemsize
 
     def pack(self, w: np.ndarray) -> list[Any]:
+        if self.tables is not None:
+            return [None if table is None else w.take(table) for table in self.tables]
+        return self._packed(w)
+
+    def _packed(self, w: np.ndarray) -> list[Any]:
         packed: list[Any] = []
         for phase, layout, kernel in zip(self.phases, self.layouts, self.kernels, strict=True):
             if kernel is None or phase.problem is None:

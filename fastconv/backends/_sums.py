@@ -1,7 +1,7 @@
 """Sums over all but the channels of an image: the gradient of a bias.
 
 Numba vectorises no float sum, so that it stays what was written; here several vectors of partial sums run over a block of
-elements, and the blocks' totals are added in float64.
+elements, and the blocks' totals are added in float64 by the thread that is done last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from ._jit import outlined
 from ._simd import (
-    BoundKernel,
     advance,
     as_float64,
     get,
@@ -69,11 +68,21 @@ def sum_rows(source, pitch, rows, count, target):
     store(target, 0, a + b)
 
 
+@outlined
+def add_parts(parts, count, channels, target):
+    """target[channel] = the sum of parts[:count][channel], in their order."""
+    for i in range(1, count):
+        for c in range(channels):
+            put(parts, c, get(parts, c) + get(parts, i * channels + c))
+    for c in range(channels):
+        put(target, c, get(parts, c))
+
+
 @parallel_kernel
 def sum_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """parts[image][chunk][channel] of an image with channels first, by runs of (image, channel, chunk of a plane)."""
     images, channels, size, chunks, run = thawed(constants)
-    parts = as_float64(y)
+    parts = as_float64(w)
     while True:
         first = next_task(counters) * run
         if first >= images * channels * chunks:
@@ -85,6 +94,8 @@ def sum_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
             for i in range(chunk * TASK, last, BLOCK):
                 result += sum_run(advance(x, plane * size + i), min(BLOCK, last - i))
             put(parts, (plane // channels * chunks + chunk) * channels + plane % channels, result)
+    if next_task(advance(counters, 1)) == threads - 1:
+        add_parts(parts, images * chunks, channels, y)
 
 
 @parallel_kernel
@@ -92,7 +103,7 @@ def sum_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """parts[chunk][channel] of rows of channels, by chunks of rows."""
     rows, channels, chunk_rows, chunks = thawed(constants)
     lanes = lanes_of(x)
-    parts = as_float64(y)
+    parts = as_float64(w)
     while True:
         chunk = next_task(counters)
         if chunk >= chunks:
@@ -106,26 +117,35 @@ def sum_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
                 for i in range(min(lanes, channels - c)):
                     at = chunk * channels + c + i
                     put(parts, at, get(parts, at) + get(scratch, i))
+    if next_task(advance(counters, 1)) == threads - 1:
+        add_parts(parts, chunks, channels, y)
+
+
+class ChannelSums:
+    """The sums of the channels of arrays of one shape, whose axis `axis` counts them."""
+
+    def __init__(self, shape: tuple[int, ...], axis: int, dtype: np.dtype):
+        self.channels, self.dtype = shape[axis], dtype
+        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1:])
+        parallel = math.prod(shape) > TASK
+        if inner == 1:
+            chunk_rows = max(ROWS, TASK // self.channels)
+            self.parts = -(-outer // chunk_rows)
+            self.kernel = sum_pixels.bind(dtype, (outer, self.channels, chunk_rows, self.parts), scratch=lane_count(dtype), counters=2,
+                                          parallel=parallel)
+        else:
+            chunks = -(-inner // TASK)
+            self.parts = outer * chunks
+            self.kernel = sum_planes.bind(dtype, (outer, self.channels, inner, chunks, -(-TASK // inner)), counters=2, parallel=parallel)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The sums of a contiguous image."""
+        sums = np.empty(self.channels, self.dtype)
+        self.kernel(image, np.empty(self.parts * self.channels), sums, sums)
+        return sums
 
 
 @functools.lru_cache(maxsize=256)
-def _bound(outer: int, channels: int, inner: int, dtype: str) -> tuple[BoundKernel, int]:
-    """The kernel for an image of (outer, channels, inner), and how many parts of the sums it leaves."""
-    if inner == 1:
-        chunk_rows = max(ROWS, TASK // channels)
-        parts = -(-outer // chunk_rows)
-        return sum_pixels.bind(dtype, (outer, channels, chunk_rows, parts), scratch=lane_count(dtype)), parts
-    chunks = -(-inner // TASK)
-    return sum_planes.bind(dtype, (outer, channels, inner, chunks, -(-TASK // inner))), outer * chunks
-
-
-def channel_sums(image: np.ndarray, axis: int) -> np.ndarray:
-    """The sum of each of the channels, which `axis` counts, of a float32 or float64 image in C order."""
-    channels = image.shape[axis]
-    outer, inner = math.prod(image.shape[:axis]), math.prod(image.shape[axis + 1:])
-    kernel, count = _bound(outer, channels, inner, image.dtype.name)
-    parts = np.empty(count * channels)
-    target = parts.view(image.dtype)
-    kernel(image.reshape(-1), target, target, target)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return parts.reshape(count, channels).sum(axis=0).astype(image.dtype)
+def channel_sums(shape: tuple[int, ...], axis: int, dtype: np.dtype) -> ChannelSums:
+    """What sums the channels of a float32 or float64 image in C order; it has some elements."""
+    return ChannelSums(shape, axis, dtype)

@@ -60,7 +60,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     if not p.channels_last and (p.pass_name == "grad_weight" or (p.pass_name == "forward" and p.group_out == 1)):
         return 0.0
     size = math.prod(p.weight_shape)
-    if p.pass_name == "forward" and size <= _lines.SMALL_WEIGHTS:
+    if p.pass_name != "grad_weight" and size <= _lines.SMALL_WEIGHTS:
         return PICK_SECONDS + ELEMENT_SECONDS * size
     return 4e-6 + 16 * math.prod(p.shapes[1]) * p.itemsize / machine.cache_bandwidth
 
@@ -76,7 +76,9 @@ def by_phases(problem: Problem) -> bool:
 
 
 def build(problem: Problem) -> Kernel:
-    return GradInputByPhases(problem, quickest) if by_phases(problem) else quickest(problem)
+    if by_phases(problem):
+        return GradInputByPhases(problem, quickest, picked_weights=_lines.SMALL_WEIGHTS)
+    return quickest(problem)
 
 
 def prepare(dtype: str) -> None:

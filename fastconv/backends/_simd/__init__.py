@@ -19,7 +19,7 @@ im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s 
 
 from .emit import VECTOR_BYTES, VECTOR_REGISTERS, lane_count
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
-from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, prepare_launch, raise_flag, thawed
+from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, thawed
 from .tile import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -113,7 +113,6 @@ __all__ = [
     "pointer",
     "prefetch_read",
     "prefetch_write",
-    "prepare_launch",
     "put",
     "raise_flag",
     "rectify",

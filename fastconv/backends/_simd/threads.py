@@ -5,12 +5,13 @@ A kernel is a function
     kernel(x, w, bias, y, constants, scratch, counters, thread, threads)
 
 of four operands, the constants it was bound to, this thread's share of the scratch memory, and counters that are zero
-when the run starts. Everything but the operands is laid down in memory once, by `bind`; a run then passes four arrays
-and two addresses through one function, `launch`, that is the same for all kernels: about a microsecond.
+when the run starts. Everything but the operands is laid down in memory once, by `bind`; a run then passes the memory of four
+arrays and two addresses through one function, `launch`, that is the same for all kernels: a quarter of a microsecond.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from llvmlite import ir
 from numba import int64, typeof, types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import NativeValue, intrinsic, register_model, unbox
 from numba.np.numpy_support import from_dtype
 
 from .._jit import address_of, addressed, cached, inlined, parallel_region, threading_layer
@@ -31,7 +32,6 @@ MOST_THREADS = 1024  # of one region
 LINE = 64  # bytes: a cache line, and the widest vector
 COUNTER_PITCH = LINE // 8  # from one thread's counter to the next: each has a cache line
 HEADER_WORDS = 4  # of a bound kernel's memory: its address, a thread's bytes of scratch, bytes of counters, unused
-RANKS = (1, 2, 3, 4, 5)  # of the arrays that x and y may be
 LARGEST_CONSTANTS = 1 << 14  # bytes
 BYTE_POINTER = ir.IntType(8).as_pointer()
 
@@ -49,10 +49,13 @@ def raise_flag(typingctx, counters):
 
 @intrinsic
 def next_task(typingctx, counter):
-    """counter[0]++, atomically, returning the old value: how threads share tasks of unequal length on any layer."""
+    """counter[0]++, atomically, returning the old value: how threads share tasks of unequal length on any layer.
+
+    What a thread wrote before is seen by those that count later.
+    """
 
     def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", args[0], I64(1), "monotonic")
+        return builder.atomic_rmw("add", args[0], I64(1), "acq_rel")
 
     return types.int64(types.CPointer(types.int64)), codegen
 
@@ -141,6 +144,32 @@ def thawed(typingctx, constants):
     return contents(constants), codegen
 
 
+# -- operands -------------------------------------------------------------------------------------------------------------
+
+
+class MemoryType(types.Type):
+    """The address of an array's first element, whatever its dtype and shape.
+
+    Numba's own arrays would cost 0.1 us each, and a compilation of `launch` for each combination of ranks and dtypes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="Memory")
+
+
+@register_model(MemoryType)
+class _MemoryModel(models.PrimitiveModel):
+    def __init__(self, manager, memory):
+        super().__init__(manager, memory, BYTE_POINTER)
+
+
+@unbox(MemoryType)
+def unbox_memory(kind, array, c):
+    """The field behind the header that all objects have: `PyArray_DATA`."""
+    fields = c.builder.bitcast(array, BYTE_POINTER.as_pointer())
+    return NativeValue(c.builder.load(c.builder.gep(fields, [I64(object.__basicsize__ // 8)])))
+
+
 # -- running --------------------------------------------------------------------------------------------------------------
 
 OPERANDS = 4
@@ -159,17 +188,14 @@ def in_threads(typingctx, x, w, bias, y, bound, scratch, threads):
 
     Returns whether a thread has raised the flag. The kernel must not raise exceptions. The pool must have been started.
     """
-    operands = (x, w, bias, y)
 
     def codegen(context, builder, signature, args):
-        *arrays, bound, scratch, threads = args
+        *operands, bound, scratch, threads = args
         header = builder.inttoptr(bound, I64.as_pointer())
         memory = builder.inttoptr(scratch, BYTE_POINTER)
         cgutils.memset(builder, memory, builder.load(builder.gep(header, [I64(2)])), 0)
-        pointers = [builder.bitcast(context.make_array(kind)(context, builder, value).data, BYTE_POINTER)
-                    for kind, value in zip(operands, arrays, strict=True)]
         data = cgutils.alloca_once(builder, _run_type())
-        for i, value in enumerate([header, *pointers, memory, threads]):
+        for i, value in enumerate([header, *operands, memory, threads]):
             builder.store(value, builder.gep(data, [ir.IntType(32)(0), ir.IntType(32)(i)]))
         entry = _thread_entry(context, builder.module)
         with builder.if_else(builder.icmp_signed("==", threads, I64(1))) as (alone, together):
@@ -190,7 +216,7 @@ def in_threads(typingctx, x, w, bias, y, bound, scratch, threads):
                 _call_entry(builder, on_pool, entry, numbers, threads, data)
         return builder.load(builder.bitcast(memory, I64.as_pointer()))
 
-    return types.int64(*operands, types.int64, types.int64, types.int64), codegen
+    return types.int64(x, w, bias, y, types.int64, types.int64, types.int64), codegen
 
 
 def _call_entry(builder, call, entry, numbers, count, data):
@@ -224,26 +250,21 @@ def _thread_entry(context, module):
 
 @cached
 def launch(x, w, bias, y, bound, scratch, threads):
-    """Run a bound kernel, given by the address of its memory; compiled once for the ranks and dtypes of the operands."""
+    """Run a bound kernel, given by the address of its memory."""
     return in_threads(x, w, bias, y, bound, scratch, threads)
 
 
-def prepare_launch(dtype: Any) -> None:
-    """Compile `launch` for operands of a dtype: x and y may have any rank, the same, w and bias are flat."""
-    threading_layer()
-    element = from_dtype(np.dtype(dtype))
-    flat = types.Array(element, 1, "C")
-    for rank in RANKS:
-        image = types.Array(element, rank, "C")
-        launch.compile((image, flat, flat, image, int64, int64, int64))
+@functools.cache
+def launcher() -> Callable[..., int]:
+    """The compiled `launch`, without Numba's look at the types of its arguments: four arrays and three ints, unchecked."""
+    threading_layer()  # starts the pool whose entry point the machine code refers to
+    signature = (*[MemoryType()] * OPERANDS, *[int64] * 3)
+    launch.compile(signature)
+    return launch.overloads[signature].entry_point
 
 
 class BoundKernel:
-    """A kernel with its constants: `kernel(x, w, bias, y)` runs it on contiguous arrays.
-
-    Only their memory counts; each combination of ranks costs a compilation of `launch`, so x and y should have the same
-    rank, and w and bias be flat (`prepare_launch`).
-    """
+    """A kernel with its constants: `kernel(x, w, bias, y)` runs it on contiguous arrays, of which only their memory counts."""
 
     def __init__(self, address: int, constants: tuple[Any, ...], scratch_bytes: int, counters: int, parallel: bool):
         self._constants = constants  # keeps alive the arrays that the memory points to
@@ -256,15 +277,16 @@ class BoundKernel:
         self._bound = self._memory.ctypes.data
         self._parallel = parallel
         self._alone = self._counter_bytes + self._pitch
+        self._launch = launcher()
 
     def __call__(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> int:
         """Run it; 1 if a thread has raised the flag, else 0."""
         if self._parallel:
             with parallel_region() as threads:
                 _held, address = arena(self._counter_bytes + threads * self._pitch)
-                return launch(x, w, bias, y, self._bound, address, threads)
+                return self._launch(x, w, bias, y, self._bound, address, threads)
         _held, address = arena(self._alone)
-        return launch(x, w, bias, y, self._bound, address, 1)
+        return self._launch(x, w, bias, y, self._bound, address, 1)
 
     def scratch_bytes(self, threads: int) -> int:
         """Scratch memory of a run with that many threads."""
