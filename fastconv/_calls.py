@@ -272,7 +272,7 @@ def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int,
     try:
         options = make_options(*settings)
         if kind == "backward":
-            return ReadyBackward(ndim, first, second, third, dtype, options, backend, extra)
+            return ReadyBackward(ndim, first, second, third, dtype, options, backend, *extra)
         return _single_call(kind, ndim, first, second, third, dtype, options, backend, extra)
     except (TypeError, ValueError):
         return None
@@ -282,12 +282,16 @@ def _single_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int
                  options: Options, backend: str | None, extra: Any) -> ReadyCall:
     """The ready call of one pass; the checks of shapes raise as those of a first call do, if with other words."""
     single = len(first) == ndim + 1
-    if kind == "grad_weight" and len(second) == ndim + 1:
-        second = (1, *second)
-    call = lookup(kind, ndim, (1, *first) if single else first, second, dtype, dtype, options, bias is not None, backend, extra)
+    if kind == "grad_weight":
+        second = _batched_shape(second, ndim)
+    call = lookup(kind, ndim, _batched_shape(first, ndim), second, dtype, dtype, options, bias is not None, backend, extra)
     if bias is not None and bias != (call.plan.problem.epilogue_channels,):
         raise ValueError("bias")
     return ReadyCall(call.plan, call.result_shape[1:] if single and kind != "grad_weight" else call.result_shape, dtype)
+
+
+def _batched_shape(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return (1, *shape) if len(shape) == ndim + 1 else shape
 
 
 class ReadyCall:
@@ -308,20 +312,32 @@ class ReadyCall:
 
 
 class ReadyBackward:
-    """The gradients of a call that was checked before: those of the input and the weights, and the bias's if wanted."""
+    """The gradients of a call that was checked before: those of the input and the weights, and the bias's if wanted.
+
+    Those of a transposed convolution are the forward pass, and the gradient of the weights with the arrays exchanged.
+    """
 
     def __init__(self, ndim: int, gy: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...] | None, dtype: np.dtype, options: Options,
-                 backend: str | None, bias: bool):
+                 backend: str | None, bias: bool, transposed: tuple[Any] | None):
         from .backends._sums import channel_sums
 
         if w is None or (bias and 0 in gy):
             raise ValueError("w or gy")
-        shape = (1, *x) if len(x) == ndim + 1 else x
-        self._grad_input = _single_call("grad_input", ndim, gy, w, None, dtype, options, backend, shape)
-        self._grad_weight = _single_call("grad_weight", ndim, x, gy, None, dtype, options, backend, w)
+        shape = _batched_shape(x, ndim)
+        self._exchanged = transposed is not None
+        if transposed is not None:
+            problem = Problem.create_transposed(ndim, shape, w, dtype.name, options, *transposed)
+            check_shape("gy", _batched_shape(gy, ndim), problem.public_shape(problem.input_shape))
+            if any(-high >= stride for (_, high), stride in zip(problem.padding, problem.stride, strict=True)):
+                raise ValueError("output_padding")  # no tap reaches the end of gy
+            self._grad_input = _single_call("forward", ndim, gy, w, None, dtype, options, backend, None)
+            self._grad_weight = _single_call("grad_weight", ndim, gy, x, None, dtype, options, backend, w)
+        else:
+            self._grad_input = _single_call("grad_input", ndim, gy, w, None, dtype, options, backend, shape)
+            self._grad_weight = _single_call("grad_weight", ndim, x, gy, None, dtype, options, backend, w)
         self._sums = channel_sums(gy, _channel_axis(gy, ndim, options.layout), dtype) if bias else None
 
     def __call__(self, gy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         gx = self._grad_input(gy, w, None)
-        gw = self._grad_weight(x, gy, None)
+        gw = self._grad_weight(gy, x, None) if self._exchanged else self._grad_weight(x, gy, None)
         return gx, gw, None if self._sums is None else self._sums(gy)

@@ -77,9 +77,7 @@ def current_choice(argument: str | None) -> Choice:
     return Choice(check_backend(name, "FASTCONV_BACKEND"), "FASTCONV_BACKEND") if name else AUTO
 
 
-def asked_backend() -> Choice:
-    """The wish of the innermost `use_backend`."""
-    return _asked.get()
+asked_backend = _asked.get  # the wish of the innermost `use_backend`
 
 
 class use_backend(ContextDecorator):

@@ -237,7 +237,7 @@ def _make_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.
                       groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW", backend: str | None = None,
                       accuracy: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         settings = (stride, padding, dilation, groups, padding_mode, layout, None, accuracy)
-        ready = remembered("backward", ndim, gy, x, w, settings, backend, bool(bias))
+        ready = remembered("backward", ndim, gy, x, w, settings, backend, (bool(bias), None))
         if ready is not None:
             return ready(gy, x, w)
         same = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode,
@@ -281,13 +281,18 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
                                 output_padding: Any = 0, dilation: Any = 1, groups: int = 1, layout: str = "NCHW",
                                 backend: str | None = None, accuracy: str | None = None,
                                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        settings = (stride, padding, dilation, groups, "zeros", layout, None, accuracy)
+        extra = (frozen(output_padding, "output_padding"),)
+        ready = remembered("backward", ndim, gy, x, w, settings, backend, (bool(bias), extra))
+        if ready is not None:
+            return ready(gy, x, w)
         same = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "layout": layout,
                 "backend": backend, "accuracy": accuracy}
         gy, x, w = as_array("gy", gy), as_array("x", x), as_array("w", w)
         options = make_options(stride, padding, dilation, groups, layout=layout)
         shape = batched("x", x, ndim)[0].shape
         dtype = common_dtype(gy=gy, w=w)[0].name
-        problem = Problem.create_transposed(ndim, shape, w.shape, dtype, options, frozen(output_padding, "output_padding"))
+        problem = Problem.create_transposed(ndim, shape, w.shape, dtype, options, *extra)
         check_shape("gy", batched("gy", gy, ndim)[0].shape, problem.public_shape(problem.input_shape))
         reached = gy[_reached(problem, gy)]
         gx = conv(reached, w.conj() if w.dtype.kind == "c" else w, **same)

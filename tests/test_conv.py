@@ -134,6 +134,9 @@ PASS_CALLS = {
     "grad_input": lambda x, w, gy, **options: fc.conv2d_grad_input(gy, w, x.shape, **options),
     "grad_weight": lambda x, w, gy, **options: fc.conv2d_grad_weight(gy, x, w.shape, **options),
     "backward": lambda x, w, gy, **options: np.concatenate([part.ravel() for part in fc.conv2d_backward(gy, x, w, **options)]),
+    "transposed_backward": lambda x, w, gy, **options: np.concatenate(
+        [part.ravel() for part in fc.conv_transpose2d_backward(x, gy, w, **options)]
+    ),
     "transposed": lambda x, w, gy, **options: fc.conv_transpose2d(gy, w, **options),
 }
 
@@ -170,4 +173,8 @@ def test_backward_of_a_single_sample():
         gx, gw, gb = fc.conv2d_backward(gy, x, w)
         assert gx.shape == x.shape and gw.shape == w.shape and gb.shape == (4,)
         for part, whole in zip((gx[None], gw, gb), fc.conv2d_backward(gy[None], x[None], w), strict=True):
+            np.testing.assert_array_equal(part, whole)
+        gx, gw, gb = fc.conv_transpose2d_backward(x, gy, w)
+        assert gx.shape == gy.shape and gw.shape == w.shape and gb.shape == (2,)
+        for part, whole in zip((gx[None], gw, gb), fc.conv_transpose2d_backward(x[None], gy[None], w), strict=True):
             np.testing.assert_array_equal(part, whole)
