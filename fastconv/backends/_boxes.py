@@ -20,6 +20,7 @@ from ._simd import TILE_ROWS, advance, as_int32, as_int64, get, lanes_of, load, 
 CACHE_BUDGET = 256 * 1024  # bytes of packed input a box aims at: a quarter of a 1 MiB L2 (benchmarks/bench_conv.py)
 LARGEST_BOX = 4 * 1024 * 1024  # bytes beyond which columns are split too
 MOST_POINTS = 4096  # output points of a box: its two int32 tables stay in the first-level cache
+REGION_LAUNCHES = 2.4  # time of a region, in launches of an empty one: its threads start at different times (bench_conv.py, tiny)
 TASKS_PER_THREAD = 4  # so that a thread that loses its core for a while delays the others by a quarter at most
 
 
@@ -69,10 +70,21 @@ class Geometry(NamedTuple):
         return self.box_n * self.box_d * self.box_h * self.box_w
 
     @property
+    def input_extents(self) -> tuple[int, int, int]:
+        """Depths, rows and columns of a full box's input, borders included."""
+        return ((self.box_d - 1) * self.stride_d + self.reach_d + 1, (self.box_h - 1) * self.stride_h + self.reach_h + 1,
+                (self.box_w - 1) * self.stride_w + self.reach_w + 1)
+
+    @property
     def boxes(self) -> int:
         """Number of boxes."""
         return (-(-self.out_n // self.box_n) * -(-self.out_d // self.box_d)
                 * -(-self.out_h // self.box_h) * -(-self.out_w // self.box_w))
+
+
+def speedup(tasks: int, threads: int) -> float:
+    """How many times faster so many equal tasks are done by threads than by one."""
+    return tasks / -(-tasks // threads) if tasks else 1.0
 
 
 def strides_of(channels: int, size: tuple[int, ...], channels_last: bool) -> tuple[int, int, int, int, int]:
@@ -132,6 +144,8 @@ def _extents(problem: Problem, threads: int, channels: int, reach: list[int], in
     if others * -(-size[1] // box_h) < wanted:
         halo = max(1, 4 * (reach[1] // strides[1]))  # rows below which the halo would be a fifth of the box
         box_h = max(min(box_h, halo), min(box_h, -(-size[1] * others // wanted)))
+        # Whatever the halo costs, a thread without a task costs more.
+        box_h = max(1, min(box_h, size[1] * others // max(others, -(-threads // tasks_per_box))))
     box_h = -(-size[1] // -(-size[1] // box_h))
     box_d = box_n = 1
     if (box_h, box_w) == size[1:]:

@@ -13,27 +13,23 @@ import numpy as np
 
 from ..problem import Problem
 from ._boxes import (
-    TASKS_PER_THREAD,
     add_run,
     box_end,
     box_start,
     box_tables,
     copy_run,
-    cut,
     input_offset,
     make_space,
     pack_box,
     space_of,
 )
 from ._gemm import NO_OFFSETS, Epilogue, Matrices, PanelPacking, multiply_tile, panel_width, store_points, tile_addresses
+from ._im2col_choice import SERIAL_FLOPS, gradient_tasks
 from ._jit import inlined, num_threads
 from ._simd import TILE_ROWS, advance, get, lanes_of, next_task, parallel_kernel, prefetch_write, thawed, zero_element
 
-CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
 FEW_POINTS = 256  # of an image whose weight gradient takes longer to write than to multiply (bench_conv.py, 1x1 at 7x7)
 SUMMED_POINTS = 4096  # terms of a float32 sum in a row: 10^6 of them erred by 6e-6 to 5e-5, blocks of these by 1e-6
-PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
-SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 
 
 class Blocks(NamedTuple):
@@ -137,17 +133,8 @@ class GradWeight:
         threads = num_threads()
         self.kernel_points = math.prod(p.kernel_size)
         panels = -(-p.group_out // self.width)
-        self.chunk = min(p.group_in, max(1, CHUNK_TAPS // self.kernel_points))
-        wanted = TASKS_PER_THREAD * threads
-        while (p.groups * -(-p.group_in // self.chunk) * panels < wanted
-               and self.chunk > 1 and self.chunk * self.kernel_points > 2 * TILE_ROWS):
-            self.chunk = -(-self.chunk // 2)
-        tasks = p.groups * -(-p.group_in // self.chunk)
-        splits = min(panels, max(1, -(-wanted // tasks)))
-        self.geometry = g = cut(p, 1, channels=self.chunk, column_multiple=max(p.output_size[2], 1))
-        size = math.prod(p.weight_shape)
-        most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, size)))
-        self.shares = max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts))
+        g, self.chunk, splits, self.shares = gradient_tasks(p, threads)
+        self.geometry, size = g, math.prod(p.weight_shape)
         rows, targets, gw_pitches = self._tables()
         sums = (self.chunk * self.kernel_points + TILE_ROWS) * -(-panels // splits) * self.width
         together = max(1, SUMMED_POINTS // g.points)

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, box_end, box_start
+from ._boxes import TASKS_PER_THREAD, box_end, box_start, speedup
 from ._jit import num_threads
-from ._lines import SERIAL_FLOPS, Lined, box_output, pack_lines, vector_tables
+from ._line_choice import SERIAL_FLOPS, boxes_and_block, copy_slots
+from ._lines import Lined, box_output, pack_lines, vector_tables
 from ._simd import (
     DOT_TILE,
     advance,
@@ -29,6 +30,8 @@ from ._simd import (
     zero_element,
 )
 
+TOTALS_COST = 40  # of a tile's totals over its lanes (the same)
+SUMMED_COST = 30_000  # of adding the shares by NumPy (bench_conv.py, tiny)
 TAP_COST = 5.5  # of a tap for a vector of gy, in vector multiply-adds (bench_conv.py, depthwise, grad_weight)
 
 
@@ -77,11 +80,14 @@ def direct_grad_weight(x, gy, unused, parts, constants, scratch, counters, threa
 
 
 def slots(problem: Problem) -> float:
-    """Time of a run on one thread, in vector multiply-adds."""
+    """Time of a run on one thread, in vector multiply-adds; more where there are not tasks for all threads."""
     p = problem
+    threads = num_threads() if p.flops > SERIAL_FLOPS else 1
+    g, block = boxes_and_block(p, threads, False)
     vectors = p.batch * p.out_channels * math.prod(p.output_size[:2]) * -(-p.output_size[2] // lane_count(p.dtype))
-    points = math.prod(p.kernel_size)
-    return vectors * p.group_in * -(-points // DOT_TILE) * DOT_TILE * TAP_COST
+    tiles = -(-math.prod(p.kernel_size) // DOT_TILE)
+    work = p.group_in * tiles * (vectors * DOT_TILE * TAP_COST + g.boxes * p.out_channels * TOTALS_COST)
+    return SUMMED_COST * threads + (work + copy_slots(p, g)) * threads / speedup(g.boxes * -(-p.groups // block), threads)
 
 
 class GradWeight(Lined):
@@ -110,8 +116,10 @@ class GradWeight(Lined):
         p = self.problem
         parts = np.empty((self.shares, p.out_channels * p.group_in * self.row), p.dtype)
         self.kernel(x.reshape(-1), packed, packed, parts.reshape(-1))
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = parts.sum(axis=0, dtype=p.dtype)
+        total = parts
+        if self.shares > 1:
+            with np.errstate(invalid="ignore", over="ignore"):
+                total = parts.sum(axis=0, dtype=p.dtype)
         whole = total.reshape(p.out_channels, p.group_in, self.row)[..., :self.kernel_points]
         whole = whole.reshape(p.out_channels, p.group_in, *p.kernel_size)
         out.reshape(p.shapes[2])[...] = whole.transpose(2, 3, 4, 1, 0) if p.channels_last else whole

@@ -19,9 +19,10 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, Geometry, box_end, box_start, cut, fill_run, input_offset, pack_line
+from ._boxes import Geometry, box_end, box_start, fill_run, input_offset, pack_line
 from ._gemm import Epilogue, epilogue_of
 from ._jit import address_of, addressed, inlined, num_threads, outlined
+from ._line_choice import SERIAL_FLOPS, boxes_and_block, tile_rows
 from ._scratch import operand
 from ._simd import (
     LANES_TILES,
@@ -45,16 +46,7 @@ from ._simd import (
 )
 from ._simd.emit import emit_call
 
-# Costs in vector multiply-adds (bench_conv.py, first layers, grouped)
-EFFICIENCY = 0.8  # of the tiles
-VECTOR_OVERHEAD = 7  # of a vector of outputs
-ROW_COST = 29  # of a padded row that is copied
-COPY_COSTS = {1: 12, 2: 21, 3: 36}  # of a vector of it, by the stride along the row, 3 for all beyond
-SCATTER_COST = 130  # of a vector of outputs where channels come last
-LAST_FACTOR = 6  # of the copy where channels come last
 SMALL_WEIGHTS = 16_384  # elements that are picked by a table faster than copied tile by tile (bench_conv.py, tiny)
-SERIAL_FLOPS = 200_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
-BUDGET_BYTES = 64 * 1024  # of packed input of a task: it shares the caches with y (benchmarks/bench_conv.py, depthwise)
 MOST_COLUMNS = max(LANES_TILES.values())
 
 
@@ -198,22 +190,6 @@ def call_lanes_tile(typingctx, tile, x, x_offsets, taps, depth, w, bias, y, y_pi
     return types.void(types.int64, *arguments), codegen
 
 
-def tile_step(rows: int) -> float:
-    """Vector multiply-adds that a tap of a tile takes for each of its columns: as long as its products, or its loads."""
-    columns = LANES_TILES[rows]
-    return max(rows, (2 * columns + rows) / columns)
-
-
-@functools.cache
-def tile_rows(channels: int) -> tuple[int, ...]:
-    """Tiles that make up so many output channels at the least cost: what limits a step of a tile is its loads or its products."""
-    costs: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    step = {rows: tile_step(rows) + 0.2 for rows in LANES_TILES}
-    for count in range(1, channels + 1):
-        costs.append(min((costs[count - rows][0] + cost, (rows, *costs[count - rows][1])) for rows, cost in step.items() if rows <= count))
-    return tuple(sorted(costs[channels][1], reverse=True))
-
-
 @parallel_kernel
 def direct_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of x with w + bias), by (box, block of groups)."""
@@ -269,28 +245,13 @@ class Lined:
 
     def __init__(self, problem: Problem, in_place: bool):
         p = self.problem = problem
-        self.threads = num_threads()
+        self.threads = num_threads() if p.flops > SERIAL_FLOPS else 1
         self.lanes = lane_count(p.dtype)
-        span = (p.output_size[2] - 1) * p.stride[2] + p.dilation[2] * (p.kernel_size[2] - 1) + 1
-        in_place = in_place and p.stride[2] == 1 and not p.channels_last and p.output_size[2] >= self.lanes
-        self.block = self._block(span)
-        blocks = -(-p.groups // self.block)
-        channels = self.block * p.group_in
-        g = cut(p, self.threads, in_place=in_place, channels=channels, tasks_per_box=blocks, column_multiple=self.lanes)
-        if g.in_place and g.out_w % g.box_w and g.out_w % g.box_w < self.lanes:
-            g = cut(p, self.threads, in_place=False, channels=channels, tasks_per_box=blocks, column_multiple=self.lanes)
-        self.geometry = g
-        self.lines = self._lines(g, channels)
+        self.geometry, self.block = boxes_and_block(p, self.threads, in_place)
+        self.lines = self._lines(self.geometry, self.block * p.group_in)
         self.borders = p.border_sources()
+        g = self.geometry
         self.vectors = g.box_n * g.box_d * g.box_h * -(-g.box_w // self.lanes) + MOST_COLUMNS
-
-    def _block(self, span: int) -> int:
-        """Groups of a task: as many as a small cache holds, so long as there are tasks enough."""
-        p = self.problem
-        rows = (min(8, p.output_size[1]) - 1) * p.stride[1] + p.dilation[1] * (p.kernel_size[1] - 1) + 1
-        most = BUDGET_BYTES // (rows * span * p.itemsize * max(1, p.group_in))
-        fair = -(-p.groups * p.batch // (TASKS_PER_THREAD * self.threads))
-        return max(1, min(p.groups, most, fair))
 
     def _lines(self, g: Geometry, channels: int) -> Lines:
         if g.in_place:
@@ -323,22 +284,6 @@ class Lined:
         return Space(*starts[1:])
 
 
-def slots(problem: Problem) -> float:
-    """Time of a run on one thread, in vector multiply-adds."""
-    p = problem
-    lanes = lane_count(p.dtype)
-    vectors = p.batch * math.prod(p.output_size[:2]) * -(-p.output_size[2] // lanes)
-    steps = sum(tile_step(rows) for rows in tile_rows(p.group_out))
-    overhead = p.group_out * (VECTOR_OVERHEAD + (SCATTER_COST if p.channels_last else 0))
-    multiply = vectors * p.groups * (p.taps * steps / EFFICIENCY + overhead)
-    bordered = any(low > 0 or high > 0 for low, high in p.padding)
-    if p.stride[2] == 1 and p.output_size[2] >= lanes and not p.channels_last and not bordered:
-        return multiply
-    copy = COPY_COSTS[min(p.stride[2], 3)] * (LAST_FACTOR if p.channels_last else 1)
-    rows = p.batch * p.in_channels * math.prod(p.padded_size[:2])
-    return multiply + rows * (ROW_COST + -(-p.padded_size[2] // lanes) * copy)
-
-
 class Forward(Lined):
     """The forward pass."""
 
@@ -358,7 +303,7 @@ class Forward(Lined):
         self.order = None
         size = math.prod(p.weight_shape)
         if size <= SMALL_WEIGHTS and (p.channels_last or p.group_out > 1):
-            self.order = self._interleaved(np.arange(size))
+            self.order = np.array(self._interleaved(np.arange(size)))  # a copy, should the packed be scratch
 
     def pack(self, w: np.ndarray) -> np.ndarray:
         """(G, Og, taps), the output channels of a tile interleaved: [tile][tap][row]."""

@@ -53,7 +53,7 @@ NEAR_TILES = 6
 CHUNK_TILES = 4  # of a task where blocks are few
 TILE_OVERHEAD = 8  # input channels that filling and storing a tile costs (bench_conv.py, 1x1)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 1x1)
-SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
+SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 
 
 class Product(NamedTuple):

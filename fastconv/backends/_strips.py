@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, pack_row
+from ._boxes import TASKS_PER_THREAD, pack_row, speedup
 from ._gemm import Epilogue, epilogue_of
 from ._jit import address_of, addressed, inlined, num_threads
 from ._simd import (
@@ -47,7 +47,7 @@ EFFICIENCY = 0.75  # of the tiles, masked ones at the edges included
 VECTOR_OVERHEAD = 16  # of a vector of outputs
 PLANE_OVERHEAD = 250
 STRIDE_FACTOR = 1.6  # of a stride of two
-SERIAL_FLOPS = 200_000  # below which one thread is done before a second has started (bench_conv.py, tiny)
+SERIAL_FLOPS = 800_000  # below which one thread is done before a second has started (bench_conv.py, tiny)
 TASK_FLOPS = 100_000  # of a task at least: half a microsecond, ten times the cost of taking it (bench_conv.py, depthwise 14 x 14)
 COPIED_BYTES = 256 * 1024  # of rows that are copied with their borders at once (bench_conv.py, filters)
 RUN_BYTES = 16 * 1024  # of input and output of a run: the first-level cache keeps them between its tiles (bench_conv.py, depthwise)
@@ -237,7 +237,7 @@ def fits(problem: Problem) -> bool:
 
 
 def slots(problem: Problem) -> float:
-    """Time of a run on one thread, in vector multiply-adds; infinite where strips do not fit."""
+    """Time of a run on one thread, in vector multiply-adds, more where there are few tasks; infinite where strips do not fit."""
     name = shape_name(problem)
     if name is None or not fits(problem):
         return math.inf
@@ -245,7 +245,9 @@ def slots(problem: Problem) -> float:
     vectors = -(-p.output_size[2] // (lane_count(p.dtype) * tile.edge_columns)) * tile.edge_columns
     rows = p.dilation[1] * -(-p.output_size[1] // (p.dilation[1] * tile.rows)) * tile.rows
     each = (p.taps / EFFICIENCY + VECTOR_OVERHEAD) * (1 if p.stride[2] == 1 else STRIDE_FACTOR)
-    return p.batch * p.out_channels * (rows * vectors * each + PLANE_OVERHEAD)
+    threads = num_threads() if p.flops > SERIAL_FLOPS else 1
+    tasks = p.batch * p.out_channels * (rows // tile.rows) * -(-p.output_size[2] // PANEL)
+    return p.batch * p.out_channels * (rows * vectors * each + PLANE_OVERHEAD) * threads / speedup(tasks, threads)
 
 
 class Strips:

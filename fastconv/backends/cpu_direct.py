@@ -22,18 +22,19 @@ import math
 from collections.abc import Callable
 
 from ..problem import Problem
-from . import Backend, Kernel, Machine, _channels, _line_gradients, _lines, _strip_gradients, _strips, _transposed_strips
+from . import Backend, Kernel, Machine, _channels, _line_choice, _line_gradients, _lines, _strip_gradients, _strips, _transposed_strips
+from ._boxes import REGION_LAUNCHES
 from ._phases import GradInputByPhases, phase_seconds
 from ._simd import lane_count
 
 # pass -> (time in vector multiply-adds of one thread, kernel) of each engine
 ENGINES: dict[str, list[tuple[Callable[[Problem], float], Callable[[Problem], Kernel]]]] = {
-    "forward": [(_lines.slots, _lines.Forward), (_strips.slots, _strips.Strips), (_channels.slots, _channels.ByChannels)],
+    "forward": [(_line_choice.slots, _lines.Forward), (_strips.slots, _strips.Strips), (_channels.slots, _channels.ByChannels)],
     "grad_input": [(_transposed_strips.slots, _transposed_strips.TransposedStrips)],
     "grad_weight": [(_line_gradients.slots, _line_gradients.GradWeight), (_strip_gradients.slots, _strip_gradients.StripGradients)],
 }
-CALL_SECONDS = 1.2e-6  # of Python around a run (bench_conv.py, tiny)
-PICK_SECONDS, ELEMENT_SECONDS = 0.4e-6, 1e-9  # of picking a small kernel's weights by a table (the same)
+CALL_SECONDS = 0.8e-6  # of Python around a run (bench_conv.py, tiny)
+PICK_SECONDS, ELEMENT_SECONDS = 0.4e-6, 0.45e-9  # of picking a small kernel's weights by a table (the same)
 CACHED_BYTES = 16 * 1024 * 1024  # of operands and result that a last-level cache keeps from call to call (bench_conv.py, filters)
 
 
@@ -48,10 +49,9 @@ def seconds(problem: Problem, machine: Machine) -> float:
         return phase_seconds(p, lambda phase: seconds(phase, machine), machine.bandwidth)
     compute = min(slots(p) for slots, _ in ENGINES[p.pass_name]) * 2 * lane_count(p.dtype) / machine.flops(p.dtype)
     moved = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
-    if p.flops <= _lines.SERIAL_FLOPS:
+    if p.flops <= _line_choice.SERIAL_FLOPS:
         return CALL_SECONDS + compute
-    rows = p.batch * p.groups * math.prod(p.output_size[:2])  # what threads share
-    return CALL_SECONDS + machine.region_seconds + max(compute, moved) / max(1, min(machine.threads, rows))
+    return CALL_SECONDS + REGION_LAUNCHES * machine.region_seconds + max(compute, moved) / machine.threads
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
@@ -62,7 +62,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     size = math.prod(p.weight_shape)
     if p.pass_name != "grad_weight" and size <= _lines.SMALL_WEIGHTS:
         return PICK_SECONDS + ELEMENT_SECONDS * size
-    return 4e-6 + 16 * math.prod(p.shapes[1]) * p.itemsize / machine.cache_bandwidth
+    return 4e-6 + 26 * math.prod(p.shapes[1]) * p.itemsize / machine.cache_bandwidth
 
 
 def quickest(problem: Problem) -> Kernel:

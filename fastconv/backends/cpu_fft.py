@@ -22,18 +22,23 @@ LeCun, "Fast training of convolutional networks through FFTs" (2014).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
+from ._boxes import REGION_LAUNCHES, speedup
 from ._fft import codelets, fallback
-from ._fft.cutting import cut_tiles
+from ._fft.cutting import SERIAL_WORK, cut_tiles, is_local
 from ._fft.engine import forward, grad_input, grad_weight, takes
 from ._phases import phase_seconds
 
-CALL_SECONDS = 5e-6  # of a call; more than it takes: where microseconds decide, a plain sum's accuracy does (bench_conv.py, tiny)
+CALL_SECONDS, PACK_SECONDS = 0.9e-6, 1.9e-6  # of Python around a run, and around packing (bench_conv.py, tiny)
+PARTS_SECONDS = 4e-6  # of adding partial weight gradients by NumPy (the same)
+PREFERENCE_SECONDS = 1e-6  # charged besides: where less decides, a plain sum's accuracy does
+MANY = 1 << 20  # tasks: enough for all threads
 
 
 def refuses(problem: Problem) -> str | None:
@@ -49,7 +54,20 @@ def seconds(problem: Problem, machine: Machine) -> float:
         return fallback.seconds(problem, machine)
     if problem.pass_name == "grad_input":
         return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
-    return CALL_SECONDS + cut_tiles(problem).run / (machine.flops(problem.dtype) * machine.threads)
+    cut, local = cut_tiles(problem), is_local(problem)
+    tasks = problem.batch * problem.groups * math.prod(cut.tiles) if local and problem.pass_name == "forward" else MANY
+    gradient = problem.pass_name == "grad_weight"
+    summed = PARTS_SECONDS if gradient and local else 0.0
+    regions = 1 if local else 4 if gradient else 3
+    return CALL_SECONDS + PREFERENCE_SECONDS + summed + _shared_seconds(problem, machine, cut.run, tasks, regions)
+
+
+def _shared_seconds(problem: Problem, machine: Machine, work: float, tasks: int, regions: int) -> float:
+    """Time of so many operations, by one thread where they are few."""
+    peak = machine.flops(problem.dtype)
+    if work <= SERIAL_WORK:
+        return work / peak
+    return regions * REGION_LAUNCHES * machine.region_seconds + work / (peak * speedup(tasks, machine.threads))
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
@@ -57,7 +75,9 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
         return fallback.pack_seconds(problem, machine)
     if problem.pass_name == "grad_input":
         return sum(pack_seconds(phase.problem, machine) for phase in problem.phases() if phase.problem)
-    return CALL_SECONDS + cut_tiles(problem).pack / (machine.flops(problem.dtype) * machine.threads)
+    if problem.pass_name == "grad_weight":
+        return 0.0
+    return PACK_SECONDS + _shared_seconds(problem, machine, cut_tiles(problem).pack, problem.out_channels * problem.group_in, 1)
 
 
 def build(problem: Problem) -> Kernel:

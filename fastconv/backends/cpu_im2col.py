@@ -15,14 +15,13 @@ high-performance matrix multiplication" (2008), sections 4 and 6.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from ..problem import Problem
-from . import Backend, Kernel, Machine, _pointwise
-from ._boxes import box_end, box_start, box_tables, cut, input_offset, make_space, pack_box, space_of, tap_offsets
+from . import Backend, Kernel, _pointwise
+from ._boxes import box_end, box_start, box_tables, input_offset, make_space, pack_box, space_of, tap_offsets
 from ._gemm import (
     PaddedBias,
     PanelPacking,
@@ -33,14 +32,13 @@ from ._gemm import (
     tile_addresses,
     weight_matrices,
 )
-from ._im2col_gradient import SERIAL_FLOPS, GradWeight, PointwiseGradWeight
+from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, pack_seconds, seconds
+from ._im2col_gradient import GradWeight, PointwiseGradWeight
 from ._jit import num_threads
-from ._phases import build_grad_input, phase_seconds
-from ._pointwise import PointwiseForward, product_seconds
+from ._phases import build_grad_input
+from ._pointwise import PointwiseForward
 from ._simd import (
-    TILE_COLUMNS,
     TILE_ROWS,
-    TILE_SIZES,
     advance,
     get,
     next_task,
@@ -52,11 +50,6 @@ from ._simd import (
 from ._weights import JointLayout, WeightLayout, forward_layout
 
 STORED_ROWS = 8 * TILE_ROWS  # output points written at once: whole cache lines, from sums in the first-level cache
-TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
-ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
-EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
-PACK_SPEED = 1.4  # times the bandwidth at which panels are written, both threads together (bench_conv.py, 3x3 layers)
-CALL_SECONDS = 1.5e-6  # of Python around a run (bench_conv.py, tiny)
 PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB L2; smaller blocks cost up to 12 %
 
 
@@ -116,9 +109,8 @@ class Forward:
     def __init__(self, problem: Problem, layout: WeightLayout | JointLayout | None = None):
         p = self.problem = problem
         width = panel_width(p.dtype)
-        panels = p.groups * -(-p.group_out // width)
         threads = num_threads()
-        g = cut(p, threads, tasks_per_box=panels)
+        g = forward_boxes(p, threads)
         blocks = -(-p.taps * width * p.itemsize // PANEL_BYTES)
         points = g.points + TILE_ROWS
         space = make_space(g.packed, points * width, points, p.dtype)
@@ -138,48 +130,6 @@ class Forward:
 
 def refuses(problem: Problem) -> str | None:
     return None
-
-
-def seconds(problem: Problem, machine: Machine) -> float:
-    """Time of the register tiles, columns beyond the channels included, plus what enters and leaves them."""
-    if problem.pass_name == "grad_input":
-        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
-    multiply = tile_seconds(problem, machine)
-    if problem.pass_name == "forward" and PointwiseForward.takes(problem):
-        multiply = min(multiply, product_seconds(problem, machine))
-    moved = 2 * problem.bytes / machine.cache_bandwidth
-    if problem.flops <= SERIAL_FLOPS:
-        return CALL_SECONDS + multiply + moved
-    return CALL_SECONDS + machine.region_seconds + (multiply + moved) / machine.threads
-
-
-def is_product(problem: Problem, machine: Machine) -> bool:
-    """Whether a forward convolution is faster as a product that is written as it is."""
-    return PointwiseForward.takes(problem) and product_seconds(problem, machine) < tile_seconds(problem, machine)
-
-
-def tile_seconds(problem: Problem, machine: Machine) -> float:
-    """Time of the tiles whose lanes are output channels, on one thread."""
-    lanes = panel_width(problem.dtype) // TILE_COLUMNS
-    columns = problem.groups * -(-problem.group_out // lanes) * lanes
-    points = problem.batch * math.prod(problem.output_size)
-    if problem.pass_name == "forward":
-        rows, depth = points, problem.taps
-    else:
-        rows, depth = -(-problem.taps // TILE_SIZES[-2]) * TILE_SIZES[-2], points
-    if problem.pass_name == "forward" and not problem.channels_last and math.prod(problem.output_size) * problem.itemsize % 4096 == 0:
-        depth += ALIASED_OVERHEAD
-    return 2 * rows * columns * (depth + TILE_OVERHEAD) / (EFFICIENCY * machine.flops(problem.dtype))
-
-
-def pack_seconds(problem: Problem, machine: Machine) -> float:
-    """Both sides of the copy into panels, whose missing columns are written too."""
-    if problem.pass_name == "forward" and is_product(problem, machine):
-        return 0.0
-    second = math.prod(problem.shapes[1]) * problem.itemsize
-    panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
-    written = panels * panel_width(problem.dtype)
-    return CALL_SECONDS / 2 + second / machine.cache_bandwidth + written / (PACK_SPEED * machine.bandwidth)
 
 
 def build(problem: Problem) -> Kernel:

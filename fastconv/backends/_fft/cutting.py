@@ -14,25 +14,31 @@ from typing import NamedTuple
 import numpy as np
 
 from ...problem import Problem
+from .._jit import num_threads
 from .._simd import lane_count
-from .codelets import LENGTHS
+from .codelets import LENGTHS, SUM_ROWS
 
-TRANSFORM_WORK = 52  # of a complex point, an axis: both passes and half a transposition (benchmarks/bench_conv.py, filter_31x31)
-STAGE_WORK = 10  # of a point staged or stored (bench_conv.py, filter_31x31)
-SUM_WORK = 11  # of a complex product in register tiles (bench_conv.py, large_15x15)
-LOCAL_WORK, FAR_LOCAL_WORK = 30, 110  # of one that is not, its kernels' spectra in a second-level cache or beyond (bench_conv.py, seed_5x5)
-SCATTER_WORK = 15  # of a complex point written for, or read from, the matrix products (bench_conv.py, large_15x15)
-READ_WORK, FAR_READ_WORK = 1, 20  # of a byte of the kernels' spectra within the last-level cache and beyond (bench_conv.py, large_15x15)
-WRITE_WORK = 16  # of a byte of them written (bench_conv.py, large_15x15)
+# Fitted together to 300 random problems' runs and packings, by least squares of the relative error; the rows named show each best.
+TRANSFORM_WORK = 58  # of a complex point, an axis: both passes and half a transposition (benchmarks/bench_conv.py, filter_31x31)
+STAGE_WORK = 18  # of a point staged or stored (bench_conv.py, filter_31x31)
+SUM_WORK = 16  # of a complex product in register tiles (bench_conv.py, large_15x15)
+LOCAL_WORK, FAR_LOCAL_WORK = 10, 100  # of one that is not, its kernels' spectra in a second-level cache or beyond (bench_conv.py, seed_5x5)
+SCATTER_WORK = 10  # of a complex point written for, or read from, the matrix products (bench_conv.py, large_15x15)
+READ_WORK, FAR_READ_WORK = 0.5, 12  # of a byte of the kernels' spectra within the last-level cache and beyond (bench_conv.py, large_15x15)
+WRITE_WORK = 50  # of a byte of the tiles' spectra written beyond half that cache (bench_conv.py, large_15x15)
+PACK_WORK = 18  # of a byte of the kernels' spectra written there (the same)
+SUMS_WORK, FAR_SUMS_WORK = 3, 36  # of a byte of a weight gradient's spectra, within half that cache and beyond (400 of those)
+SERIAL_WORK = 2_400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 SECOND_LEVEL_BYTES = 768 * 1024
 LAST_LEVEL_BYTES = 24e6  # of spectra that a last-level cache of 32 MiB keeps from run to run
-TILE_WORK = 60_000  # of a tile's calls (bench_conv.py, depthwise_31x31)
+TILE_WORK = 16_000  # of a tile's calls (bench_conv.py, depthwise_31x31)
 CACHED_BYTES = 1.5e6  # of tile, staged tile and kernel's spectrum that would double a tile's time (bench_conv.py, filter_65x65)
 POWER_OF_TWO = 1.13  # columns of 128 or 256 meet in a few cache sets (bench_conv.py, filter_31x31)
 PACKED_SHARE = 0.25  # of the kernels' transforms: plans make them once, plain calls at each call
 MOST_TURNED_BYTES = 64 * 1024 * 1024  # of images in the other layout: bounds scratch
 FEWEST_TURNED = 8  # channels of a result: fewer are sooner written one by one
 TURN_WORK = 12  # of a byte turned (bench_conv.py, depthwise_31x31 with channels last)
+SHARES_PER_THREAD = 4  # of a weight gradient's tiles
 MOST_LOCAL = 4  # channels, in or out, up to which a group's products stay within the tile
 
 
@@ -149,15 +155,15 @@ def _work(p: Problem, rows: np.ndarray, columns: np.ndarray, tiles: np.ndarray, 
     def transform(width: np.ndarray | int) -> np.ndarray:
         """Work of transforming a tile of which `width` columns hold anything, staging included."""
         strips = -(-np.minimum(columns if line else width, columns) // lanes) * lanes
-        return (TRANSFORM_WORK * (padded * strips + spectrum) + STAGE_WORK * 2 * rows * strips + TILE_WORK
-                + (20 * spectrum if line else 0))
+        return TRANSFORM_WORK * (padded * strips + spectrum) + STAGE_WORK * 2 * rows * strips + TILE_WORK
 
-    pairs = p.out_channels * p.group_in
     local = is_local(p)
+    pairs = p.out_channels * p.group_in
+    products = pairs if local else p.groups * -(-p.group_out // SUM_ROWS) * SUM_ROWS * p.group_in
     bytes_near = (rows * columns * (2 if local and pairs > p.groups else 1) * 2 + 2 * rows * columns) * p.itemsize
     crowding = (1 + bytes_near / CACHED_BYTES) * np.where((columns & (columns - 1) == 0) & (columns >= 128), POWER_OF_TWO, 1)
     scatter = 0 if local else SCATTER_WORK * spectrum
-    kernel_bytes = 2 * p.itemsize * spectrum * pairs
+    kernel_bytes = 2 * p.itemsize * spectrum * products
     columns_shared = np.clip(tiles if p.pass_name == "forward" else p.group_in, 1, 3)  # by each load of a register tile
     local_product = np.where(kernel_bytes > SECOND_LEVEL_BYTES, FAR_LOCAL_WORK, LOCAL_WORK) if pairs > p.groups else LOCAL_WORK
     product = spectrum * (local_product if local else SUM_WORK * (0.6 + 1.2 / columns_shared))
@@ -170,8 +176,11 @@ def _work(p: Problem, rows: np.ndarray, columns: np.ndarray, tiles: np.ndarray, 
     reads = reads + turned
     into = crowding * p.in_channels * (transform(columns) + scatter)
     if p.pass_name == "forward":
-        run = tiles * (into + crowding * p.out_channels * (transform(step) + scatter) + pairs * product) + reads
-        return run, pairs * transform(axis.extent) * crowding + (0 if local else WRITE_WORK * kernel_bytes)
-    lags = pairs * crowding * (transform(axis.extent) + scatter)
+        run = tiles * (into + crowding * p.out_channels * (transform(step) + scatter) + products * product) + reads
+        return run, pairs * (transform(axis.extent) + scatter) * crowding + PACK_WORK * np.maximum(kernel_bytes - LAST_LEVEL_BYTES / 2, 0)
+    shares = np.minimum(tiles, SHARES_PER_THREAD * num_threads() / p.groups) if local else 1  # each of which transforms its sums back
+    lags = np.maximum(1, shares) * pairs * crowding * (transform(axis.extent) + scatter)
+    if not local:  # the products of all tiles are written, and read back
+        lags = lags + SUMS_WORK * kernel_bytes + FAR_SUMS_WORK * np.maximum(kernel_bytes - LAST_LEVEL_BYTES / 2, 0)
     gradients = crowding * p.out_channels * (transform(step) + scatter)
-    return tiles * (into + gradients + pairs * product) + lags + reads, 0 * spectrum
+    return tiles * (into + gradients + products * product) + lags + reads, 0 * spectrum

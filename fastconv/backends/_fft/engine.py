@@ -18,7 +18,7 @@ from .._scratch import operand, shared
 from .._simd.threads import BoundKernel, ParallelKernel
 from .._weights import JointLayout, WeightLayout, forward_layout
 from .codelets import SUM_COLUMNS, SUM_ROWS, sum_addresses
-from .cutting import cut_tiles, is_local, is_turned, tiled_axes
+from .cutting import SERIAL_WORK, SHARES_PER_THREAD, cut_tiles, is_local, is_turned, tiled_axes
 from .kernels import (
     Layout,
     Product,
@@ -35,11 +35,9 @@ from .transform import make_transform
 
 BLOCK_BYTES = 32 * 1024 * 1024  # of spectra of tiles at once: bounds scratch, and a 32 MiB last-level cache keeps them
 BLOCKS_KEPT = 64  # bound kernels of a problem; those of more blocks are bound anew in each run
-SERIAL_WORK = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TASKS_PER_THREAD = 8  # of matrix products, whose factors are better read in long runs
 SERIAL_TURN = 20_000  # elements that one thread turns sooner than a region starts: 2 us at 40 GB/s
 TURNED_COLUMNS, TURNED_ELEMENTS = 1024, 8192  # of a block that is turned: within the first-level cache
-SHARES_PER_THREAD = 4
 
 
 def turned_layout(problem: Problem) -> WeightLayout:
@@ -57,7 +55,7 @@ class _Engine:
         p = self.problem = problem
         cut = self.cut = cut_tiles(p)
         self.threads = num_threads()
-        self.parallel = cut.run > SERIAL_WORK
+        self.parallel, self.parallel_packing = cut.run > SERIAL_WORK, cut.pack > SERIAL_WORK
         self.transform, self.table = make_transform(cut.rows, cut.columns, cut.line, p.dtype)
         self.pair = 2 * self.transform.lanes
         self.local = is_local(p)
@@ -98,11 +96,11 @@ class _Engine:
             layout.group, layout.output, layout.taps[h], layout.taps[w])
         return Grid(*numbers)
 
-    def bind(self, kernel: ParallelKernel, constants: tuple[Any, ...], tiles: int = 1) -> BoundKernel:
+    def bind(self, kernel: ParallelKernel, constants: tuple[Any, ...], tiles: int = 1, parallel: bool | None = None) -> BoundKernel:
         """A kernel that works on tiles, with so many transformed ones besides the staged one."""
         t = self.transform
         return kernel.bind(self.problem.dtype, (t, self.table, *constants), scratch=t.staged + t.strip + tiles * t.spectrum,
-                           parallel=self.parallel)
+                           parallel=self.parallel if parallel is None else parallel)
 
     def matrices(self, depth: int, rows: int, block_rows: int) -> Layout:
         """Layout of a factor of the matrix products, a matrix of rows x depth for each group, in blocks of rows."""
@@ -162,7 +160,7 @@ class Forward(_Engine):
             self.block = functools.lru_cache(BLOCKS_KEPT)(self._block)
             steps, sizes = self.block(*self.blocks_of_tiles[0])
             self.scratch_bytes = sum(sizes) * p.itemsize + steps[0].scratch_bytes(self.threads)
-        self.transform_kernels = self.bind(transform_grids, (kernels, self.layout))
+        self.transform_kernels = self.bind(transform_grids, (kernels, self.layout), parallel=self.parallel_packing)
 
     def _block(self, first: int, count: int) -> Block:
         p = self.problem

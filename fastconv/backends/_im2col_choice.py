@@ -1,0 +1,155 @@
+"""How `im2col` is shared out among threads, and its cost model."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..problem import Problem
+from . import Machine
+from ._boxes import REGION_LAUNCHES, TASKS_PER_THREAD, Geometry, cut, speedup
+from ._gemm import panel_width
+from ._phases import phase_seconds
+from ._pointwise import PointwiseForward, product_seconds
+from ._simd import TILE_COLUMNS, TILE_ROWS, TILE_SIZES, lane_count
+
+CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
+PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
+SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
+TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
+ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
+ROW_COST, COPY_COST = 25, 17  # vector multiply-adds of copying a row of a box, and a vector of it (bench_conv.py, 3x3 layers)
+EFFICIENCY = 0.91  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
+SINGLE_EFFICIENCY = 0.62  # the same of tiles one vector wide, where a channel or sixteen are left over: loads limit it
+MOVED_PASSES = 1.6  # times operands and result pass the second-level cache (bench_conv.py, 1x1)
+CACHED_BYTES = 16 * 1024 * 1024  # of operands and result that a last-level cache keeps from call to call (bench_conv.py, filters)
+PARTS_SECONDS = 6e-6  # of allocating and adding partial gradients by NumPy (bench_conv.py, tiny)
+PACK_SPEED = 1.6  # times the bandwidth at which one thread writes panels (bench_conv.py, 3x3 layers)
+PACK_SECONDS = 1.6e-6  # of Python around packing (bench_conv.py, tiny)
+CALL_SECONDS = 1e-6  # of Python around a run (bench_conv.py, tiny)
+
+
+def forward_boxes(problem: Problem, threads: int) -> Geometry:
+    """The boxes of a forward pass."""
+    panels = problem.groups * -(-problem.group_out // panel_width(problem.dtype))
+    return cut(problem, threads if problem.flops > SERIAL_FLOPS else 1, tasks_per_box=panels)
+
+
+class GradientTasks(NamedTuple):
+    """How a weight gradient is shared out."""
+
+    geometry: Geometry
+    chunk: int  # channels of a task
+    splits: int  # tasks that share the panels
+    shares: int  # tasks that share the boxes, each with a gradient of its own
+
+
+def gradient_tasks(problem: Problem, threads: int) -> GradientTasks:
+    """Tasks enough for the threads: of fewer channels, then of fewer panels, then of fewer boxes."""
+    p = problem
+    points, panels = math.prod(p.kernel_size), -(-p.group_out // panel_width(p.dtype))
+    chunk = min(p.group_in, max(1, CHUNK_TAPS // points))
+    wanted = TASKS_PER_THREAD * threads if p.flops > SERIAL_FLOPS else 1
+    while p.groups * -(-p.group_in // chunk) * panels < wanted and chunk > 1 and chunk * points > 2 * TILE_ROWS:
+        chunk = -(-chunk // 2)
+    tasks = p.groups * -(-p.group_in // chunk)
+    splits = min(panels, max(1, -(-wanted // tasks)))
+    g = cut(p, 1, channels=chunk, column_multiple=max(p.output_size[2], 1))
+    most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, math.prod(p.weight_shape))))
+    return GradientTasks(g, chunk, splits, max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts)))
+
+
+# -- cost model -----------------------------------------------------------------------------------------------------------
+
+
+def seconds(problem: Problem, machine: Machine) -> float:
+    """Time of the register tiles, columns beyond the channels included, plus what enters and leaves them."""
+    if problem.pass_name == "grad_input":
+        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
+    p = problem
+    if p.pass_name == "forward":
+        return CALL_SECONDS + min(_forward_seconds(p, machine), _product_seconds(p, machine))
+    points = p.batch * math.prod(p.output_size)
+    moved = MOVED_PASSES * _touched_bytes(p) / machine.cache_bandwidth
+    g, chunk, splits, shares = gradient_tasks(p, machine.threads)
+    chunks = -(-p.group_in // chunk)
+    rows = chunks * -(-chunk * math.prod(p.kernel_size) // TILE_SIZES[-2]) * TILE_SIZES[-2]
+    multiply = 2 * rows * _columns(p) * (points + TILE_OVERHEAD * g.boxes) / machine.flops(p.dtype)
+    work = multiply + moved + splits * _copy_seconds(p, g, machine)
+    if p.flops <= SERIAL_FLOPS:
+        return CALL_SECONDS + work
+    summed = (shares > 1) * (PARTS_SECONDS + shares * math.prod(p.weight_shape) * p.itemsize / machine.cache_bandwidth)
+    tasks = shares * p.groups * chunks * splits
+    return CALL_SECONDS + REGION_LAUNCHES * machine.region_seconds + work / speedup(tasks, machine.threads) + summed
+
+
+def _copy_seconds(problem: Problem, g: Geometry, machine: Machine) -> float:
+    """Time in which one thread copies all boxes' inputs, if they are not read in place."""
+    p = problem
+    if g.in_place:
+        return 0.0
+    depths, rows, columns = g.input_extents
+    lines = g.boxes * g.box_n * depths * rows * (1 if p.channels_last else p.in_channels)
+    vectors = -(-columns * (p.in_channels if p.channels_last else 1) // lane_count(p.dtype))
+    return lines * (ROW_COST + COPY_COST * vectors) * 2 * lane_count(p.dtype) / machine.flops(p.dtype)
+
+
+def _touched_bytes(problem: Problem) -> float:
+    """Bytes of the operands and the result without the rows that a stride passes over."""
+    p = problem
+    skipped = math.prod(min(1.0, k / s) for k, s in zip(p.kernel_size[:2], p.stride[:2], strict=True))
+    return p.bytes - (1 - skipped) * math.prod(p.input_shape) * p.itemsize
+
+
+def _columns(problem: Problem) -> float:
+    """Output channels, as if all tiles were done at the peak."""
+    lanes = panel_width(problem.dtype) // TILE_COLUMNS
+    vectors = -(-problem.group_out // lanes)
+    single = vectors % TILE_COLUMNS
+    return problem.groups * lanes * ((vectors - single) / EFFICIENCY + single / SINGLE_EFFICIENCY)
+
+
+def is_product(problem: Problem, machine: Machine) -> bool:
+    """Whether a forward convolution is faster as a product that is written as it is."""
+    return _product_seconds(problem, machine) < _forward_seconds(problem, machine)
+
+
+def _product_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of the product whose lanes are pixels; infinite where it is none."""
+    p = problem
+    if not PointwiseForward.takes(p):
+        return math.inf
+    work = product_seconds(p, machine) + p.bytes / machine.cache_bandwidth
+    if p.flops <= SERIAL_FLOPS:
+        return work
+    far = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
+    return REGION_LAUNCHES * machine.region_seconds + max(far, work) / machine.threads
+
+
+def _forward_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of the tiles, of the boxes' copies, of which every thread that takes a box's panels makes one, and of threads without tasks."""
+    p = problem
+    aliased = not p.channels_last and math.prod(p.output_size) * p.itemsize % 4096 == 0
+    depth = p.taps + TILE_OVERHEAD + (ALIASED_OVERHEAD if aliased else 0)
+    multiply = 2 * p.batch * math.prod(p.output_size) * _columns(p) * depth / machine.flops(p.dtype)
+    moved = MOVED_PASSES * _touched_bytes(p) / machine.cache_bandwidth
+    g = forward_boxes(p, machine.threads)
+    copies = _copy_seconds(p, g, machine)
+    if p.flops <= SERIAL_FLOPS:
+        return copies + multiply + moved
+    panels = p.groups * -(-p.group_out // panel_width(p.dtype))
+    touched = _touched_bytes(p)
+    far = touched / (machine.bandwidth * machine.threads) if touched > CACHED_BYTES else 0.0
+    near = copies / speedup(g.boxes, machine.threads) + (multiply + moved) / speedup(g.boxes * panels, machine.threads)
+    return REGION_LAUNCHES * machine.region_seconds + max(far, near)
+
+
+def pack_seconds(problem: Problem, machine: Machine) -> float:
+    """Both sides of the copy into panels, whose missing columns are written too."""
+    if problem.pass_name == "forward" and is_product(problem, machine):
+        return 0.0
+    second = math.prod(problem.shapes[1]) * problem.itemsize
+    panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
+    written = panels * panel_width(problem.dtype)
+    shared = speedup(problem.groups * -(-problem.group_out // panel_width(problem.dtype)), machine.threads)
+    return PACK_SECONDS + (second / machine.cache_bandwidth + written / (PACK_SPEED * machine.bandwidth)) / shared
