@@ -32,7 +32,7 @@ CALL_SECONDS = 1e-6  # of Python around a run (bench_conv.py, tiny)
 def forward_boxes(problem: Problem, threads: int) -> Geometry:
     """The boxes of a forward pass."""
     panels = problem.groups * -(-problem.group_out // panel_width(problem.dtype))
-    return cut(problem, threads if problem.flops > SERIAL_FLOPS else 1, tasks_per_box=panels)
+    return cut(problem, threads if problem.flops > SERIAL_FLOPS else 1, tasks_per_box=max(1, panels))
 
 
 class GradientTasks(NamedTuple):
@@ -48,12 +48,12 @@ def gradient_tasks(problem: Problem, threads: int) -> GradientTasks:
     """Tasks enough for the threads: of fewer channels, then of fewer panels, then of fewer boxes."""
     p = problem
     points, panels = math.prod(p.kernel_size), -(-p.group_out // panel_width(p.dtype))
-    chunk = min(p.group_in, max(1, CHUNK_TAPS // points))
+    chunk = max(1, min(p.group_in, CHUNK_TAPS // points))
     wanted = TASKS_PER_THREAD * threads if p.flops > SERIAL_FLOPS else 1
     while p.groups * -(-p.group_in // chunk) * panels < wanted and chunk > 1 and chunk * points > 2 * TILE_ROWS:
         chunk = -(-chunk // 2)
-    tasks = p.groups * -(-p.group_in // chunk)
-    splits = min(panels, max(1, -(-wanted // tasks)))
+    tasks = max(1, p.groups * -(-p.group_in // chunk))
+    splits = max(1, min(panels, -(-wanted // tasks)))
     g = cut(p, 1, channels=chunk, column_multiple=max(p.output_size[2], 1))
     most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, math.prod(p.weight_shape))))
     return GradientTasks(g, chunk, splits, max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts)))

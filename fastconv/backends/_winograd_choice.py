@@ -138,7 +138,7 @@ def strips_at_once(problem: Problem, algorithm: Algorithm) -> int:
     p, a = problem, algorithm
     tiles_down, across = a.tiles(p)
     tiles = ONCE_SUMS_BYTES // (a.products * TILE_COLUMNS * lane_count(p.dtype) * p.itemsize)
-    strips = p.batch * p.output_size[0] * tiles_down
+    strips = max(1, p.batch * p.output_size[0] * tiles_down)
     blocks = -(-strips // max(1, tiles // (p.dilation[1] * across * p.dilation[2])))
     return -(-strips // blocks)
 
