@@ -42,6 +42,7 @@ from ._simd import (
 )
 
 RUN = 8192  # elements of a task: a few microseconds
+LINE = 64  # bytes of a cache line
 SERIAL_SIZE = 20_000  # elements that one thread moves sooner than a region starts: 2 us at 40 GB/s
 
 
@@ -119,17 +120,50 @@ def copy_strided(target, source, count, stride):
 @inlined
 def inner_range(at, stride, size, count):
     """The first of the `count` outputs whose input at + stride * i lies in [0, size), and one past the last."""
-    left = min(max(-(at // stride), 0), count)
-    return left, min(max(-((at - size) // stride), left), count)
+    if stride == 1:
+        left, right = -at, size - at
+    else:
+        left, right = -(at // stride), -((at - size) // stride)
+    left = min(max(left, 0), count)
+    return left, min(max(right, left), count)
 
 
-@outlined
+@inlined
+def clear_columns(target, first, last, pitch, lines):
+    """Zeros in columns [first, last) of some lines."""
+    for line in range(lines):
+        for i in range(first, last):
+            put(target, line * pitch + i, zero_element(target))
+
+
+@inlined
+def unfold_flat(target, plane, g, at_h, at_w, first, last):
+    """Lines [first, last) of a tap of an image without depth whose outputs are as many a line as its inputs: one run, cut at the ends."""
+    low, high = min(max(first, -at_h), last), max(min(last, g.in_h - at_h), first)
+    high = max(low, high)
+    clear_run(target, (low - first) * g.in_w)
+    clear_run(advance(target, (high - first) * g.in_w), (last - high) * g.in_w)
+    inner = advance(target, (low - first) * g.in_w)
+    source = (low + at_h) * g.in_w + at_w
+    before, behind = max(0, -source), max(0, source + (high - low) * g.in_w - g.in_h * g.in_w)
+    size = (high - low) * g.in_w
+    if before + behind < size:
+        copy_run(advance(inner, before), advance(plane, source + before), size - before - behind)
+    clear_columns(inner, 0, min(max(-at_w, 0), g.in_w), g.in_w, high - low)
+    clear_columns(inner, max(min(g.in_w - at_w, g.in_w), 0), g.in_w, g.in_w, high - low)
+
+
+@inlined
 def unfold_lines(target, plane, g, tap_d, tap_h, tap_w, first, last):
     """Lines [first, last) of the outputs of one tap: the plane, shifted, with zeros around it."""
     at = tap_w * g.dilation_w - g.low_w
-    left, right = inner_range(at, g.stride_w, g.in_w, g.out_w)
     at_d, at_h = tap_d * g.dilation_d - g.low_d, tap_h * g.dilation_h - g.low_h
-    out_d, out_h = first // g.out_h, first % g.out_h
+    if g.stride_h == 1 and g.stride_w == 1 and g.out_w == g.in_w and g.in_d == 1 and g.out_d == 1 and at_d == 0:
+        unfold_flat(target, plane, g, at_h, at, first, last)
+        return
+    left, right = inner_range(at, g.stride_w, g.in_w, g.out_w)
+    out_d = 0 if g.out_d == 1 else first // g.out_h
+    out_h = first - out_d * g.out_h
     for _ in range(last - first):
         d, h = out_d * g.stride_d + at_d, out_h * g.stride_h + at_h
         if 0 <= d < g.in_d and 0 <= h < g.in_h:
@@ -145,57 +179,99 @@ def unfold_lines(target, plane, g, tap_d, tap_h, tap_w, first, last):
             out_d += 1
 
 
+@outlined
+def unfold_pieces(y, x, g, start, count, pieces, lines):
+    """`count` pieces of the rows of y from piece `start` on; a piece has `lines` lines, the last of a row perhaps fewer."""
+    area = g.kernel_h * g.kernel_w
+    taps, points, line_count = g.kernel_d * area, g.out_d * g.out_h * g.out_w, g.out_d * g.out_h
+    row, piece = start // pieces, start % pieces
+    plane, tap = row // taps, row % taps
+    tap_d, tap_h, tap_w = tap // area, tap // g.kernel_w % g.kernel_h, tap % g.kernel_w
+    for _ in range(count):
+        first = piece * lines
+        unfold_lines(advance(y, row * points + first * g.out_w), advance(x, plane * g.in_d * g.in_h * g.in_w), g, tap_d, tap_h, tap_w,
+                     first, min(first + lines, line_count))
+        piece += 1
+        if piece == pieces:
+            piece, row, tap_w = 0, row + 1, tap_w + 1
+            if tap_w == g.kernel_w:
+                tap_w, tap_h = 0, tap_h + 1
+                if tap_h == g.kernel_h:
+                    tap_h, tap_d = 0, tap_d + 1
+                    if tap_d == g.kernel_d:
+                        tap_d, plane = 0, plane + 1
+
+
 @parallel_kernel
 def unfold_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y (N, C, taps, L) from x (N, C, D, H, W); tasks are runs of pieces of the rows of y."""
     g, pieces, lines, run = thawed(constants)
-    taps, points = g.kernel_d * g.kernel_h * g.kernel_w, g.out_d * g.out_h * g.out_w
-    total = g.images * g.channels * taps * pieces
+    total = g.images * g.channels * g.kernel_d * g.kernel_h * g.kernel_w * pieces
     while True:
         start = next_task(counters) * run
         if start >= total:
             break
-        for part in range(start, min(start + run, total)):
-            row, first = part // pieces, part % pieces * lines
-            plane, tap = row // taps, row % taps
-            unfold_lines(advance(y, row * points + first * g.out_w), advance(x, plane * g.in_d * g.in_h * g.in_w), g,
-                         tap // (g.kernel_h * g.kernel_w), tap // g.kernel_w % g.kernel_h, tap % g.kernel_w,
-                         first, min(first + lines, g.out_d * g.out_h))
+        unfold_pieces(y, x, g, start, min(run, total - start), pieces, lines)
 
 
 @inlined
-def reaching(position, stride, outputs):
-    """The output whose window starts at `position` of the padded axis, or -1."""
-    if position < 0 or position % stride != 0 or position // stride >= outputs:
-        return -1
-    return position // stride
+def first_tap(position, stride, dilation, step):
+    """The first tap whose window starts at a multiple of the stride if the tap lies at `position`; `step` or more if none does."""
+    if stride == 1:
+        return 0
+    for tap in range(step):
+        if (position - tap * dilation) % stride == 0:
+            return tap
+    return 1 << 30
 
 
-@outlined
-def reaching_taps(g, d, h, residue, table):
-    """Write, for each tap of a residue that reaches line (d, h), its line's offset less its shift, and its shift.
+@inlined
+def output_of(position, stride):
+    """The window that starts at `position`, a multiple of the stride."""
+    return position if stride == 1 else position // stride
 
-    Returns how many there are, and the range of i in which all of them have the elements [i - shift].
+
+@inlined
+def reaching_lines(g, steps, d, h, table):
+    """Write the first window and the first tap of each pair (line of windows, line of taps) that reaches line (d, h).
+
+    Returns the number of pairs.
     """
-    count, left, right = 0, 0, g.out_w + g.in_w + g.low_w
-    for tap_d in range(g.kernel_d):
-        out_d = reaching(d + g.low_d - tap_d * g.dilation_d, g.stride_d, g.out_d)
-        for tap_h in range(g.kernel_h):
-            out_h = reaching(h + g.low_h - tap_h * g.dilation_h, g.stride_h, g.out_h)
-            if out_d < 0 or out_h < 0:
-                continue
-            for tap_w in range(g.kernel_w):
-                shift = tap_w * g.dilation_w // g.stride_w
-                if tap_w * g.dilation_w % g.stride_w == residue:
-                    line = (((tap_d * g.kernel_h + tap_h) * g.kernel_w + tap_w) * g.out_d + out_d) * g.out_h + out_h
-                    put(table, 2 * count, line * g.out_w - shift)
-                    put(table, 2 * count + 1, shift)
-                    left, right = max(left, shift), min(right, shift + g.out_w)
+    count = 0
+    d, h = d + g.low_d, h + g.low_h
+    first_h = first_tap(h, g.stride_h, g.dilation_h, steps[1])
+    for tap_d in range(first_tap(d, g.stride_d, g.dilation_d, steps[0]), g.kernel_d, steps[0]):
+        out_d = output_of(d - tap_d * g.dilation_d, g.stride_d)
+        if 0 <= out_d < g.out_d:
+            for tap_h in range(first_h, g.kernel_h, steps[1]):
+                out_h = output_of(h - tap_h * g.dilation_h, g.stride_h)
+                if 0 <= out_h < g.out_h:
+                    put(table, 2 * count, (out_d * g.out_h + out_h) * g.out_w)
+                    put(table, 2 * count + 1, (tap_d * g.kernel_h + tap_h) * g.kernel_w)
                     count += 1
+    return count
+
+
+@inlined
+def reaching_taps(g, lines, line_count, taps, first, last, table):
+    """Write the offset less the shift, and the shift, of each tap in [first, last) of each line.
+
+    Returns how many there are, and the range of i in which all of them have the element [i - shift].
+    """
+    count, left, right = 0, 0, 1 << 62
+    points = g.out_d * g.out_h * g.out_w
+    for i in range(line_count):
+        at = lines[2 * i] + lines[2 * i + 1] * points
+        for t in range(first, last):
+            shift = taps[2 * t + 1]
+            put(table, 2 * count, at + taps[2 * t] * points - shift)
+            put(table, 2 * count + 1, shift)
+            left, right = max(left, shift), min(right, shift + g.out_w)
+            count += 1
     return count, left, right
 
 
-@outlined
+@inlined
 def sum_line(target, windows, g, table, count, left, right, first, size):
     """target[i] = the sum of windows[table[t] + first + i] over the taps whose line has this element, for i < size."""
     lanes = lanes_of(windows)
@@ -215,56 +291,76 @@ def sum_line(target, windows, g, table, count, left, right, first, size):
             store_first(target, i, value, size - i)
 
 
-@outlined
-def fold_line(target, windows, g, d, h, scratch, pitch):
-    """Line (d, h) of an image's channel from the windows of all taps."""
-    if g.stride_w == 1:
-        table = as_int64(scratch)
-        count, left, right = reaching_taps(g, d, h, 0, table)
-        sum_line(target, windows, g, table, count, left, right, g.low_w, g.in_w)
-        return
-    phases = scratch
-    table = as_int64(advance(scratch, g.stride_w * pitch))
+@inlined
+def fold_line(target, windows, g, lines, line_count, taps, starts, table, phases, pitch):
+    """A line of an image's channel from the lines of windows that reach it."""
     for residue in range(g.stride_w):
-        count, left, right = reaching_taps(g, d, h, residue, table)
-        sum_line(advance(phases, residue * pitch), windows, g, table, count, left, right, 0, pitch)
-    i = 0
+        count, left, right = reaching_taps(g, lines, line_count, taps, starts[residue], starts[residue + 1], table)
+        if g.stride_w == 1:
+            sum_line(target, windows, g, table, count, left, right, g.low_w, g.in_w)
+        else:
+            sum_line(advance(phases, residue * pitch), windows, g, table, count, left, right, 0, pitch)
+    if g.stride_w > 1:
+        interleave_phases(target, phases, pitch, g)
+
+
+@inlined
+def interleave_phases(target, phases, pitch, g):
+    """target[i] = the sum of position i + low_w, which lies in the phase of its residue."""
+    done = 0
     if g.stride_w == 2:
         lanes = lanes_of(target)
         even = advance(phases, g.low_w % 2 * pitch + g.low_w // 2)
         odd = advance(phases, (g.low_w + 1) % 2 * pitch + (g.low_w + 1) // 2)
-        while i + 2 * lanes <= g.in_w:
-            store_interleaved(target, i, load(even, i // 2), load(odd, i // 2))
-            i += 2 * lanes
-    while i < g.in_w:
-        position = i + g.low_w
-        put(target, i, get(phases, position % g.stride_w * pitch + position // g.stride_w))
-        i += 1
+        while done + 2 * lanes <= g.in_w:
+            store_interleaved(target, done, load(even, done // 2), load(odd, done // 2))
+            done += 2 * lanes
+    for first in range(done, min(done + g.stride_w, g.in_w)):
+        position = first + g.low_w
+        at = position % g.stride_w * pitch + position // g.stride_w
+        for i in range(first, g.in_w, g.stride_w):
+            put(target, i, get(phases, at))
+            at += 1
+
+
+@outlined
+def fold_lines(y, x, g, steps, start, count, taps, starts, tables, phases, pitch):
+    """`count` lines of y from line `start` on."""
+    table = advance(tables, 2 * g.kernel_d * g.kernel_h)
+    windows = g.kernel_d * g.kernel_h * g.kernel_w * g.out_d * g.out_h * g.out_w
+    h, d, plane = start % g.in_h, start // g.in_h % g.in_d, start // (g.in_h * g.in_d)
+    for line in range(start, start + count):
+        line_count = reaching_lines(g, steps, d, h, tables)
+        fold_line(advance(y, line * g.in_w), advance(x, plane * windows), g, tables, line_count, taps, starts, table, phases, pitch)
+        h += 1
+        if h == g.in_h:
+            h, d = 0, d + 1
+            if d == g.in_d:
+                d, plane = 0, plane + 1
 
 
 @parallel_kernel
 def fold_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y (N, C, D, H, W) from x (N, C, taps, L); tasks are runs of lines of y."""
-    g, pitch, run = thawed(constants)
-    windows = g.kernel_d * g.kernel_h * g.kernel_w * g.out_d * g.out_h * g.out_w
+    g, steps, taps, starts, phases, pitch, run = thawed(constants)
     lines = g.images * g.channels * g.in_d * g.in_h
     while True:
         start = next_task(counters) * run
         if start >= lines:
             break
-        for line in range(start, min(start + run, lines)):
-            plane = line // (g.in_d * g.in_h)
-            fold_line(advance(y, line * g.in_w), advance(x, plane * windows), g, line // g.in_h % g.in_d, line % g.in_h, scratch, pitch)
+        fold_lines(y, x, g, steps, start, min(run, lines - start), taps, starts, as_int64(scratch), advance(scratch, phases), pitch)
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
 
 
-@outlined
+@inlined
 def unfold_window(target, image, g, d, h, w):
     """The pixels of the window that starts at (d, h, w), perhaps outside of the image."""
     channels = g.channels
-    left, right = inner_range(w, g.dilation_w, g.in_w, g.kernel_w)
+    left, right = 0, g.kernel_w
+    if w < 0 or w + (g.kernel_w - 1) * g.dilation_w >= g.in_w:
+        left, right = inner_range(w, g.dilation_w, g.in_w, g.kernel_w)
     for tap_d in range(g.kernel_d):
         at_d = d + tap_d * g.dilation_d
         for tap_h in range(g.kernel_h):
@@ -273,76 +369,97 @@ def unfold_window(target, image, g, d, h, w):
                 clear_run(target, g.kernel_w * channels)
             else:
                 source = advance(image, ((at_d * g.in_h + at_h) * g.in_w + w) * channels)
-                clear_run(target, left * channels)
+                if left > 0:
+                    clear_run(target, left * channels)
                 if g.dilation_w == 1:
                     copy_run(advance(target, left * channels), advance(source, left * channels), (right - left) * channels)
                 else:
                     for tap_w in range(left, right):
                         copy_run(advance(target, tap_w * channels), advance(source, tap_w * g.dilation_w * channels), channels)
-                clear_run(advance(target, right * channels), (g.kernel_w - right) * channels)
+                if right < g.kernel_w:
+                    clear_run(advance(target, right * channels), (g.kernel_w - right) * channels)
             target = advance(target, g.kernel_w * channels)
+
+
+@outlined
+def unfold_rows(y, x, g, start, count):
+    """`count` rows of y from row `start` on: windows one after the other."""
+    width = g.kernel_d * g.kernel_h * g.kernel_w * g.channels
+    pixels = g.in_d * g.in_h * g.in_w
+    out_w, out_h = start % g.out_w, start // g.out_w % g.out_h
+    out_d, image = start // (g.out_w * g.out_h) % g.out_d, start // (g.out_w * g.out_h * g.out_d)
+    for row in range(start, start + count):
+        unfold_window(advance(y, row * width), advance(x, image * pixels * g.channels), g,
+                      out_d * g.stride_d - g.low_d, out_h * g.stride_h - g.low_h, out_w * g.stride_w - g.low_w)
+        out_w += 1
+        if out_w == g.out_w:
+            out_w, out_h = 0, out_h + 1
+            if out_h == g.out_h:
+                out_h, out_d = 0, out_d + 1
+                if out_d == g.out_d:
+                    out_d, image = 0, image + 1
 
 
 @parallel_kernel
 def unfold_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y (N, L, taps, C) from x (N, D, H, W, C); tasks are runs of the rows of y."""
     g, run = thawed(constants)
-    width = g.kernel_d * g.kernel_h * g.kernel_w * g.channels
-    points = g.out_d * g.out_h * g.out_w
+    total = g.images * g.out_d * g.out_h * g.out_w
     while True:
         start = next_task(counters) * run
-        if start >= g.images * points:
+        if start >= total:
             break
-        for row in range(start, min(start + run, g.images * points)):
-            out_w, out_h = row % g.out_w, row // g.out_w % g.out_h
-            out_d = row // (g.out_w * g.out_h) % g.out_d
-            unfold_window(advance(y, row * width), advance(x, row // points * g.in_d * g.in_h * g.in_w * g.channels), g,
-                          out_d * g.stride_d - g.low_d, out_h * g.stride_h - g.low_h, out_w * g.stride_w - g.low_w)
+        unfold_rows(y, x, g, start, min(run, total - start))
 
 
 @inlined
-def add_run(target, source, count):
-    """target[:count] += source[:count]."""
-    lanes = lanes_of(source)
-    whole = count - count % lanes
-    for i in range(0, whole, lanes):
-        store(target, i, load(target, i) + load(source, i))
-    if whole < count:
-        left = count - whole
-        store_first(target, whole, load_first(target, whole, left) + load_first(source, whole, left), left)
+def fold_pixel(target, windows, g, step, lines, line_count, w, table):
+    """Pixel w of a line from the windows that it lies in, given the lines of windows and taps that reach it."""
+    taps = g.kernel_d * g.kernel_h * g.kernel_w
+    count = 0
+    w += g.low_w
+    first = first_tap(w, g.stride_w, g.dilation_w, step)
+    for i in range(line_count):
+        for tap in range(first, g.kernel_w, step):
+            out_w = output_of(w - tap * g.dilation_w, g.stride_w)
+            if 0 <= out_w < g.out_w:
+                put(table, count, ((lines[2 * i] + out_w) * taps + lines[2 * i + 1] + tap) * g.channels)
+                count += 1
+    lanes = lanes_of(windows)
+    for c in range(0, g.channels, lanes):
+        value = zero(windows)
+        if c + lanes <= g.channels:
+            for t in range(count):
+                value += load(windows, table[t] + c)
+            store(target, c, value)
+        else:
+            for t in range(count):
+                value += load_first(windows, table[t] + c, g.channels - c)
+            store_first(target, c, value, g.channels - c)
 
 
 @outlined
-def fold_pixel(target, windows, g, d, h, w):
-    """Pixel (d, h, w) of an image from the windows that it lies in."""
-    clear_run(target, g.channels)
-    for tap_d in range(g.kernel_d):
-        out_d = reaching(d + g.low_d - tap_d * g.dilation_d, g.stride_d, g.out_d)
-        for tap_h in range(g.kernel_h):
-            out_h = reaching(h + g.low_h - tap_h * g.dilation_h, g.stride_h, g.out_h)
-            if out_d < 0 or out_h < 0:
-                continue
-            for tap_w in range(g.kernel_w):
-                out_w = reaching(w + g.low_w - tap_w * g.dilation_w, g.stride_w, g.out_w)
-                if out_w >= 0:
-                    point = (out_d * g.out_h + out_h) * g.out_w + out_w
-                    tap = (tap_d * g.kernel_h + tap_h) * g.kernel_w + tap_w
-                    add_run(target, advance(windows, (point * g.kernel_d * g.kernel_h * g.kernel_w + tap) * g.channels), g.channels)
+def fold_line_of_pixels(y, x, g, steps, line, tables):
+    """A line of y, channels last."""
+    table = advance(tables, 2 * g.kernel_d * g.kernel_h)
+    windows = g.kernel_d * g.kernel_h * g.kernel_w * g.out_d * g.out_h * g.out_w * g.channels
+    line_count = reaching_lines(g, steps, line // g.in_h % g.in_d, line % g.in_h, tables)
+    source = advance(x, line // (g.in_h * g.in_d) * windows)
+    for w in range(g.in_w):
+        fold_pixel(advance(y, (line * g.in_w + w) * g.channels), source, g, steps[2], tables, line_count, w, table)
 
 
 @parallel_kernel
 def fold_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y (N, D, H, W, C) from x (N, L, taps, C); tasks are runs of pixels of y."""
-    g, run = thawed(constants)
-    windows = g.kernel_d * g.kernel_h * g.kernel_w * g.out_d * g.out_h * g.out_w * g.channels
-    pixels = g.in_d * g.in_h * g.in_w
+    """y (N, D, H, W, C) from x (N, L, taps, C); tasks are runs of lines of y."""
+    g, steps, run = thawed(constants)
+    lines = g.images * g.in_d * g.in_h
     while True:
         start = next_task(counters) * run
-        if start >= g.images * pixels:
+        if start >= lines:
             break
-        for pixel in range(start, min(start + run, g.images * pixels)):
-            fold_pixel(advance(y, pixel * g.channels), advance(x, pixel // pixels * windows), g, pixel // (g.in_w * g.in_h) % g.in_d,
-                       pixel // g.in_w % g.in_h, pixel % g.in_w)
+        for line in range(start, min(start + run, lines)):
+            fold_line_of_pixels(y, x, g, steps, line, as_int64(scratch))
 
 
 # -- binding --------------------------------------------------------------------------------------------------------------
@@ -362,13 +479,20 @@ def unfolding(problem: Problem) -> BoundKernel:
 def folding(problem: Problem) -> BoundKernel:
     """The adjoint of `unfolding(problem)`."""
     g = windows_of(problem)
-    taps = math.prod(problem.kernel_size)
+    taps, item = math.prod(problem.kernel_size), np.dtype(problem.dtype).itemsize
     parallel = g.images * g.channels * taps * g.out_d * g.out_h * g.out_w > SERIAL_SIZE
     share = -(-taps // math.prod(problem.stride))  # windows that a point lies in
+    steps = tuple(s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
+    tables = -(-2 * (g.kernel_d * g.kernel_h + taps) * 8 // LINE) * LINE // item
     if problem.channels_last:
-        return fold_pixels.bind(problem.dtype, (g, -(-RUN // max(1, share * g.channels))), parallel=parallel)
+        constants = (g, steps, -(-RUN // max(1, share * g.channels * g.in_w)))
+        return fold_pixels.bind(problem.dtype, constants, scratch=tables, parallel=parallel)
     lanes = lane_count(problem.dtype)
-    # Loads of whole vectors at a phase's end stay within it.
-    pitch = -(-(-(-(g.in_w + g.low_w) // g.stride_w) + 1) // lanes) * lanes + lanes
-    scratch = g.stride_w * pitch * (g.stride_w > 1) + 2 * taps * 8 // np.dtype(problem.dtype).itemsize + lanes
-    return fold_planes.bind(problem.dtype, (g, pitch, -(-RUN // (share * max(1, g.in_w)))), scratch=scratch, parallel=parallel)
+    # Vectors at the end of a phase stay within it.
+    pitch = -(-((g.in_w + g.low_w) // g.stride_w + 2) // lanes) * lanes + lanes
+    places = np.arange(g.kernel_w) * g.dilation_w
+    order = np.argsort(places % g.stride_w, kind="stable")
+    reached = np.stack([order, places[order] // g.stride_w], axis=1).astype(np.int64)
+    starts = np.searchsorted(places[order] % g.stride_w, np.arange(g.stride_w + 1)).astype(np.int64)
+    constants = (g, steps, reached.ravel(), starts, tables, pitch, -(-RUN // (share * max(1, g.in_w))))
+    return fold_planes.bind(problem.dtype, constants, scratch=tables + g.stride_w * pitch, parallel=parallel)
