@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, as_operand, check_integer_range
-from ._calls import batched, check_shape, frozen, shape_of
+from ._calls import batched, check_shape, frozen, is_ready, shape_of
 from ._checks import check_axes, check_layout, join_shape
 from .problem import Options, Problem, computing_dtype
 
 __all__ = ["fold", "fold_backward", "unfold", "unfold_backward"]
 
 MOVED_AS = {4: "float32", 8: "float64"}  # what is only moved is moved as a number of its size
+READY = {"f": "float32", "d": "float64"}  # what needs no conversion
 ONE = np.ones(1, bool)
 
 
@@ -130,6 +131,12 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
 
 
 def _unfold(x: np.ndarray, options: tuple[Any, ...], layout: Any, rank: int) -> np.ndarray:
+    if is_ready(x, x.dtype) and x.dtype.char in READY:
+        made = _sliding(x.shape, *options, layout, READY[x.dtype.char], rank)
+        columns = np.empty(made.columns_shape, x.dtype)
+        if columns.size:
+            made.unfolding(source := x.reshape(-1), source, source, columns.reshape(-1))
+        return columns
     computing_dtype(x.dtype)
     if x.dtype == np.complex128:
         parts = _unfold(x.real, options, layout, rank), _unfold(x.imag, options, layout, rank)
@@ -216,22 +223,35 @@ def fold(x: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding:
     True
     """
     options = _options(kernel_size, dilation, padding, stride)
-    size = frozen(output_size, "output_size")
-    rank = _rank(options[0], size)
-    size = check_axes("output_size", size, rank, 1)
-    kernel, _ = _kernel_and_rank(options[0], rank)
     x, single = batched("x", as_array("x", x), 1)
-    rows = x.shape[2] if check_layout(layout, rank) == "NHWC" else x.shape[1]
-    if rows % math.prod(kernel):
-        raise ValueError(f"x of shape {x.shape} has {rows} rows of windows, which must be a multiple of the {math.prod(kernel)} "
-                         f"taps of kernel_size={kernel_size!r}")
-    shape = join_shape(x.shape[0], rows // math.prod(kernel), size, check_layout(layout, rank))
+    shape, rank = _image_shape(x.shape, frozen(output_size, "output_size"), options[0], layout)
     image = _fold("x", x, shape, options, layout, rank)
     return image[0] if single else image
 
 
+@functools.lru_cache(maxsize=1024, typed=True)
+def _image_shape(shape: tuple[int, ...], output_size: Any, kernel_size: Any, layout: Any) -> tuple[tuple[int, ...], int]:
+    """The shape of the image that windows of a batched shape fold to, and its number of spatial axes."""
+    rank = _rank(kernel_size, output_size)
+    size = check_axes("output_size", output_size, rank, 1)
+    taps = math.prod(_kernel_and_rank(kernel_size, rank)[0])
+    layout = check_layout(layout, rank)
+    rows = shape[2] if layout == "NHWC" else shape[1]
+    if rows % taps:
+        raise ValueError(f"x of shape {shape} has {rows} rows of windows, which must be a multiple of the {taps} taps of "
+                         f"kernel_size={kernel_size!r}")
+    return join_shape(shape[0], rows // taps, size, layout), rank
+
+
 def _fold(name: str, x: np.ndarray, shape: tuple[int, ...], options: tuple[Any, ...], layout: Any, rank: int) -> np.ndarray:
     """The image of a batched shape from windows."""
+    if is_ready(x, x.dtype) and x.dtype.char in READY:
+        made = _sliding(shape, *options, layout, READY[x.dtype.char], rank)
+        if x.size and x.shape == made.columns_shape:
+            image = np.empty(shape, x.dtype)
+            if image.size:
+                made.folding(source := x.reshape(-1), source, source, image.reshape(-1))
+            return image
     if x.dtype.kind == "c":
         parts = (_fold(name, part, shape, options, layout, rank) for part in (x.real, x.imag))
         return (next(parts) + 1j * next(parts)).astype(x.dtype.newbyteorder("="))
