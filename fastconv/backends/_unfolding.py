@@ -180,6 +180,29 @@ def unfold_lines(target, plane, g, tap_d, tap_h, tap_w, first, last):
 
 
 @outlined
+def unfold_piece(target, plane, g, tap_h, tap_w, first, count):
+    """Points [first, first + count) of the outputs of one tap of an image without depth, whole lines or not."""
+    at = tap_w * g.dilation_w - g.low_w
+    left, right = inner_range(at, g.stride_w, g.in_w, g.out_w)
+    line, start = first // g.out_w, first % g.out_w
+    while count > 0:
+        end = min(start + count, g.out_w)
+        h = line * g.stride_h + tap_h * g.dilation_h - g.low_h
+        if 0 <= h < g.in_h:
+            inner, outer = min(max(left, start), end), max(min(right, end), start)
+            outer = max(inner, outer)
+            clear_few(target, inner - start)
+            copy_strided(advance(target, inner - start), advance(plane, h * g.in_w + inner * g.stride_w + at), outer - inner, g.stride_w)
+            clear_few(advance(target, outer - start), end - outer)
+        else:
+            clear_run(target, end - start)
+        target = advance(target, end - start)
+        count -= end - start
+        start = 0
+        line += 1
+
+
+@outlined
 def unfold_pieces(y, x, g, start, count, pieces, lines):
     """`count` pieces of the rows of y from piece `start` on; a piece has `lines` lines, the last of a row perhaps fewer."""
     area = g.kernel_h * g.kernel_w
@@ -252,6 +275,33 @@ def reaching_lines(g, steps, d, h, table):
     return count
 
 
+class FoldTables(NamedTuple):
+    """What folding has to know beside the windows; `taps` and `starts` are sorted by residue of the stride."""
+
+    steps: tuple[int, int, int]  # from a tap to the next one that reaches the same point
+    taps: np.ndarray  # of kernel_w: the tap, and its place divided by the stride
+    starts: np.ndarray  # of each residue among them
+    tables: int  # elements of scratch for the lines and the taps that reach a line
+    pitch: int  # elements of a phase, a residue's sums
+    scratch: int
+
+    @staticmethod
+    def of(problem: Problem) -> FoldTables:
+        """The tables of a forward problem."""
+        (_, _, kernel_w), (_, _, stride), (_, _, dilation) = problem.kernel_size, problem.stride, problem.dilation
+        item, lanes = np.dtype(problem.dtype).itemsize, lane_count(problem.dtype)
+        steps = [s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
+        taps = math.prod(problem.kernel_size)
+        tables = -(-2 * (taps // kernel_w + taps) * 8 // LINE) * LINE // item
+        # Vectors at the end of a phase stay within it.
+        pitch = -(-((problem.input_size[2] + problem.padding[2][0]) // stride + 2) // lanes) * lanes + lanes
+        places = np.arange(kernel_w) * dilation
+        order = np.argsort(places % stride, kind="stable")
+        reached = np.stack([order, places[order] // stride], axis=1).astype(np.int64)
+        starts = np.searchsorted(places[order] % stride, np.arange(stride + 1)).astype(np.int64)
+        return FoldTables((steps[0], steps[1], steps[2]), reached.ravel(), starts, tables, pitch, tables + stride * pitch)
+
+
 @inlined
 def reaching_taps(g, lines, line_count, taps, first, last, table):
     """Write the offset less the shift, and the shift, of each tap in [first, last) of each line.
@@ -292,16 +342,16 @@ def sum_line(target, windows, g, table, count, left, right, first, size):
 
 
 @inlined
-def fold_line(target, windows, g, lines, line_count, taps, starts, table, phases, pitch):
+def fold_line(target, windows, g, fold, lines, line_count, table, phases):
     """A line of an image's channel from the lines of windows that reach it."""
     for residue in range(g.stride_w):
-        count, left, right = reaching_taps(g, lines, line_count, taps, starts[residue], starts[residue + 1], table)
+        count, left, right = reaching_taps(g, lines, line_count, fold.taps, fold.starts[residue], fold.starts[residue + 1], table)
         if g.stride_w == 1:
             sum_line(target, windows, g, table, count, left, right, g.low_w, g.in_w)
         else:
-            sum_line(advance(phases, residue * pitch), windows, g, table, count, left, right, 0, pitch)
+            sum_line(advance(phases, residue * fold.pitch), windows, g, table, count, left, right, 0, fold.pitch)
     if g.stride_w > 1:
-        interleave_phases(target, phases, pitch, g)
+        interleave_phases(target, phases, fold.pitch, g)
 
 
 @inlined
@@ -324,14 +374,15 @@ def interleave_phases(target, phases, pitch, g):
 
 
 @outlined
-def fold_lines(y, x, g, steps, start, count, taps, starts, tables, phases, pitch):
+def fold_lines(y, x, g, fold, start, count, scratch):
     """`count` lines of y from line `start` on."""
-    table = advance(tables, 2 * g.kernel_d * g.kernel_h)
+    lines, phases = as_int64(scratch), advance(scratch, fold.tables)
+    table = advance(lines, 2 * g.kernel_d * g.kernel_h)
     windows = g.kernel_d * g.kernel_h * g.kernel_w * g.out_d * g.out_h * g.out_w
     h, d, plane = start % g.in_h, start // g.in_h % g.in_d, start // (g.in_h * g.in_d)
     for line in range(start, start + count):
-        line_count = reaching_lines(g, steps, d, h, tables)
-        fold_line(advance(y, line * g.in_w), advance(x, plane * windows), g, tables, line_count, taps, starts, table, phases, pitch)
+        line_count = reaching_lines(g, fold.steps, d, h, lines)
+        fold_line(advance(y, line * g.in_w), advance(x, plane * windows), g, fold, lines, line_count, table, phases)
         h += 1
         if h == g.in_h:
             h, d = 0, d + 1
@@ -342,13 +393,13 @@ def fold_lines(y, x, g, steps, start, count, taps, starts, tables, phases, pitch
 @parallel_kernel
 def fold_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y (N, C, D, H, W) from x (N, C, taps, L); tasks are runs of lines of y."""
-    g, steps, taps, starts, phases, pitch, run = thawed(constants)
+    g, fold, run = thawed(constants)
     lines = g.images * g.channels * g.in_d * g.in_h
     while True:
         start = next_task(counters) * run
         if start >= lines:
             break
-        fold_lines(y, x, g, steps, start, min(run, lines - start), taps, starts, as_int64(scratch), advance(scratch, phases), pitch)
+        fold_lines(y, x, g, fold, start, min(run, lines - start), scratch)
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -478,21 +529,11 @@ def unfolding(problem: Problem) -> BoundKernel:
 
 def folding(problem: Problem) -> BoundKernel:
     """The adjoint of `unfolding(problem)`."""
-    g = windows_of(problem)
-    taps, item = math.prod(problem.kernel_size), np.dtype(problem.dtype).itemsize
+    g, fold = windows_of(problem), FoldTables.of(problem)
+    taps = math.prod(problem.kernel_size)
     parallel = g.images * g.channels * taps * g.out_d * g.out_h * g.out_w > SERIAL_SIZE
     share = -(-taps // math.prod(problem.stride))  # windows that a point lies in
-    steps = tuple(s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
-    tables = -(-2 * (g.kernel_d * g.kernel_h + taps) * 8 // LINE) * LINE // item
     if problem.channels_last:
-        constants = (g, steps, -(-RUN // max(1, share * g.channels * g.in_w)))
-        return fold_pixels.bind(problem.dtype, constants, scratch=tables, parallel=parallel)
-    lanes = lane_count(problem.dtype)
-    # Vectors at the end of a phase stay within it.
-    pitch = -(-((g.in_w + g.low_w) // g.stride_w + 2) // lanes) * lanes + lanes
-    places = np.arange(g.kernel_w) * g.dilation_w
-    order = np.argsort(places % g.stride_w, kind="stable")
-    reached = np.stack([order, places[order] // g.stride_w], axis=1).astype(np.int64)
-    starts = np.searchsorted(places[order] % g.stride_w, np.arange(g.stride_w + 1)).astype(np.int64)
-    constants = (g, steps, reached.ravel(), starts, tables, pitch, -(-RUN // (share * max(1, g.in_w))))
-    return fold_planes.bind(problem.dtype, constants, scratch=tables + g.stride_w * pitch, parallel=parallel)
+        constants = (g, fold.steps, -(-RUN // max(1, share * g.channels * g.in_w)))
+        return fold_pixels.bind(problem.dtype, constants, scratch=fold.tables, parallel=parallel)
+    return fold_planes.bind(problem.dtype, (g, fold, -(-RUN // (share * max(1, g.in_w)))), scratch=fold.scratch, parallel=parallel)
