@@ -242,15 +242,15 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
             _backward_images(operands, gy, images, gx, goffset, gw, gmask)
     gw = gw.reshape(p.out_channels, p.group_in, *p.kernel_size[1:])
     gb = bias_gradient(gy, 2, "NCHW", x.dtype) if bias else None
-    results = [gx, goffset, gw, gb, gmask]
     if layout == "NHWC":
-        results[:2] = (np.moveaxis(a, 1, -1) for a in (gx, goffset))
-        results[2] = gw.transpose(2, 3, 1, 0)
-        results[4] = None if gmask is None else np.moveaxis(gmask, 1, -1)
-    if operands.single:
-        results = [a[0] if i in (0, 1, 4) and a is not None else a for i, a in enumerate(results)]
-    gx, goffset, gw, gb, gmask = (None if a is None else np.ascontiguousarray(a, operands.result) for a in results)
-    return gx, goffset, gw, gb, gmask
+        gw = gw.transpose(2, 3, 1, 0)
+
+    def as_given(gradient: np.ndarray) -> np.ndarray:
+        gradient = np.moveaxis(gradient, 1, -1) if layout == "NHWC" else gradient
+        return np.ascontiguousarray(gradient[0] if operands.single else gradient, operands.result)
+
+    return (as_given(gx), as_given(goffset), np.ascontiguousarray(gw, operands.result),
+            None if gb is None else gb.astype(operands.result, copy=False), None if gmask is None else as_given(gmask))
 
 
 def _backward_images(operands: _Operands, gy: np.ndarray, images: slice, gx: np.ndarray, goffset: np.ndarray, gw: np.ndarray,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, as_operand, check_integer_range, common_dtype
-from ._calls import batched, bias_gradient, check_shape, frozen, make_options
+from ._calls import batched, bias_gradient, check_shape, make_options
 from .problem import Options, Problem
 
 __all__ = ["locally_connected1d", "locally_connected1d_backward", "locally_connected2d", "locally_connected2d_backward"]

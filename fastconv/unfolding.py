@@ -41,7 +41,7 @@ class _Sliding:
     @functools.cached_property
     def folding(self) -> Callable[..., int]:
         """The kernel that folds."""
-        from .backends._unfolding import folding
+        from .backends._folding import folding
 
         return folding(self.problem)
 

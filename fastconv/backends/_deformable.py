@@ -112,7 +112,8 @@ def sample_planes(x, w, moves, y, constants, scratch, counters, thread, threads)
                 tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
                 for c in range(channel, channel + channels):
                     plane = n * g.channels + c
-                    sample_run(advance(y, (plane * s.taps + tap) * s.points + first), advance(x, plane * s.plane), s, count, places, table)
+                    target = advance(y, (plane * s.taps + tap) * s.points + first)
+                    sample_run(target, advance(x, plane * s.plane), s, count, places, table)
 
 
 @outlined
@@ -145,7 +146,8 @@ def spread_planes(columns, w, moves, gx, constants, scratch, counters, thread, t
                 tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
                 for c in range(channel, channel + channels):
                     plane = n * g.channels + c
-                    spread_run(advance(gx, plane * s.plane), advance(columns, (plane * s.taps + tap) * s.points + first), s, count, places, table)
+                    source = advance(columns, (plane * s.taps + tap) * s.points + first)
+                    spread_run(advance(gx, plane * s.plane), source, s, count, places, table)
 
 
 @outlined
@@ -178,7 +180,8 @@ def slopes(columns, x, moves, gmoves, constants, scratch, counters, thread, thre
         clear_run(sums, count * SUMS)
         for c in range(group * s.channels, (group + 1) * s.channels):
             plane = n * g.channels + c
-            slope_run(sums, advance(x, plane * s.plane), advance(columns, (plane * s.taps + tap) * s.points + first), s, count, places, table)
+            source = advance(columns, (plane * s.taps + tap) * s.points + first)
+            slope_run(sums, advance(x, plane * s.plane), source, s, count, places, table)
         target = advance(gmoves, row * 2 * s.points + first)
         for i in range(count):
             put(target, i, get(sums, i * SUMS) * get(table, i * FIELDS + 6))

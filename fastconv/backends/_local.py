@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
+from ._folding import FoldTables, first_tap, fold_lines, output_of
 from ._jit import inlined, outlined
 from ._simd import (
     BoundKernel,
     advance,
     as_int64,
     fma,
-    get,
     lane_count,
     lanes_of,
     load,
@@ -38,9 +38,8 @@ from ._simd import (
     thawed,
     total,
     zero,
-    zero_element,
 )
-from ._unfolding import FoldTables, Windows, clear_run, first_tap, fold_lines, output_of, unfold_piece, unfold_window, windows_of
+from ._unfolding import Windows, clear_run, unfold_piece, unfold_window, windows_of
 
 IMAGES = 4  # sums side by side for one weight that is loaded
 RUN_BYTES = 2048  # of the points of a task: what is read at once of each row of weights, half a page
@@ -117,8 +116,8 @@ def unfold_block(target, pitch, x, g, local, image, images, channel, channels, f
         for c in range(channels):
             plane = advance(x, ((image + n) * g.channels + channel + c) * size)
             for tap in range(local.taps):
-                unfold_piece(advance(target, ((n * channels + c) * local.taps + tap) * pitch), plane, g, tap // g.kernel_w, tap % g.kernel_w,
-                             first, count)
+                to = advance(target, ((n * channels + c) * local.taps + tap) * pitch)
+                unfold_piece(to, plane, g, tap // g.kernel_w, tap % g.kernel_w, first, count)
 
 
 @outlined
@@ -146,7 +145,8 @@ def local_forward_planes(x, w, bias, y, constants, scratch, counters, thread, th
         if task >= -(-g.images // local.images) * local.groups * runs:
             break
         first, group, image = task % runs * local.run, task // runs % local.groups, task // (runs * local.groups) * local.images
-        forward_run(x, w, y, g, local, image, min(local.images, g.images - image), group, first, min(local.run, local.points - first), scratch)
+        images, count = min(local.images, g.images - image), min(local.run, local.points - first)
+        forward_run(x, w, y, g, local, image, images, group, first, count, scratch)
 
 
 @outlined
@@ -235,7 +235,8 @@ def forward_point(x, w, y, g, local, image, images, point, windows):
                 pair = min(n + 1, images - 1)  # an odd image is computed twice
                 first = advance(windows, n * terms + group * per_group)
                 second = advance(windows, pair * terms + group * per_group)
-                to, to_second = ((image + n) * local.points + point) * local.outputs + o, ((image + pair) * local.points + point) * local.outputs + o
+                to = ((image + n) * local.points + point) * local.outputs + o
+                to_second = to + (pair - n) * local.points * local.outputs
                 a, b = load_some(y, to, left), load_some(y, to_second, left)
                 for tap in range(local.taps):
                     for c in range(per_group):
