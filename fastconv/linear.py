@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
-from ._calls import check_shape
+from ._calls import FLOAT32, FLOAT64, check_shape, is_ready
 from ._checks import check_activation
 from .backends._rectifiers import RECTIFIERS
 from .conv import conv2d, conv2d_grad_input, conv2d_grad_weight
@@ -38,6 +38,16 @@ def _operands(name: str, first: Any, w: Any, axis: int) -> tuple[np.ndarray, np.
     if first.ndim < 1 or first.shape[-1] != w.shape[axis]:
         raise ValueError(f"{name} must have shape (..., {w.shape[axis]}) for w of shape {w.shape}, got {first.shape}")
     return first, w
+
+
+def _is_plain(x: Any, w: Any, bias: Any) -> bool:
+    """Whether matrices of one dtype fit each other, and BLAS is for them."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return False
+    if not (is_ready(x, dtype) and is_ready(w, dtype) and (bias is None or (is_ready(bias, dtype) and bias.shape == w.shape[:1]))):
+        return False
+    return x.ndim == 2 == w.ndim and x.shape[1] == w.shape[1] and x.shape[0] < OWN_ROWS
 
 
 def _pixels(matrix: np.ndarray) -> np.ndarray:
@@ -87,6 +97,11 @@ def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> n
     >>> fc.linear([[1.0, 2.0]], [[1.0, 1.0], [0.0, -1.0]], [10.0, 0.0], activation="relu")
     array([[13.,  0.]])
     """
+    if activation is None and _is_plain(x, w, bias):  # half of a small layer's time is its checks
+        y = np.dot(x, w.T)
+        if bias is not None:
+            y += bias
+        return y
     x, w = _operands("x", x, w, 1)
     computed, result = common_dtype(x=x, w=w)
     activation = check_activation(activation, computed.name)

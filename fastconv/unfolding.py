@@ -131,7 +131,7 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
 
 
 def _unfold(x: np.ndarray, options: tuple[Any, ...], layout: Any, rank: int) -> np.ndarray:
-    if is_ready(x, x.dtype) and x.dtype.char in READY:
+    if is_ready(x, x.dtype) and x.dtype.isnative and x.dtype.char in READY:
         made = _sliding(x.shape, *options, layout, READY[x.dtype.char], rank)
         columns = np.empty(made.columns_shape, x.dtype)
         if columns.size:
@@ -234,6 +234,7 @@ def _image_shape(shape: tuple[int, ...], output_size: Any, kernel_size: Any, lay
     """The shape of the image that windows of a batched shape fold to, and its number of spatial axes."""
     rank = _rank(kernel_size, output_size)
     size = check_axes("output_size", output_size, rank, 1)
+    check_axes("kernel_size", kernel_size, rank, 1)
     taps = math.prod(_kernel_and_rank(kernel_size, rank)[0])
     layout = check_layout(layout, rank)
     rows = shape[2] if layout == "NHWC" else shape[1]
@@ -245,7 +246,7 @@ def _image_shape(shape: tuple[int, ...], output_size: Any, kernel_size: Any, lay
 
 def _fold(name: str, x: np.ndarray, shape: tuple[int, ...], options: tuple[Any, ...], layout: Any, rank: int) -> np.ndarray:
     """The image of a batched shape from windows."""
-    if is_ready(x, x.dtype) and x.dtype.char in READY:
+    if is_ready(x, x.dtype) and x.dtype.isnative and x.dtype.char in READY:
         made = _sliding(shape, *options, layout, READY[x.dtype.char], rank)
         if x.size and x.shape == made.columns_shape:
             image = np.empty(shape, x.dtype)
