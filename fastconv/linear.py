@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, as_bias, as_operand, common_dtype
-from ._calls import FLOAT32, FLOAT64, check_shape, is_ready
+from ._arrays import as_array, as_bias, as_operand, common_dtype, is_plain
+from ._calls import check_shape
 from ._checks import check_activation
 from .backends._rectifiers import RECTIFIERS
 from .conv import conv2d, conv2d_grad_input, conv2d_grad_weight
@@ -40,14 +40,13 @@ def _operands(name: str, first: Any, w: Any, axis: int) -> tuple[np.ndarray, np.
     return first, w
 
 
-def _is_plain(x: Any, w: Any, bias: Any) -> bool:
+def _is_small(x: Any, w: Any, bias: Any) -> bool:
     """Whether matrices of one dtype fit each other, and BLAS is for them."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is not FLOAT32 and dtype is not FLOAT64:
+    if not (is_plain(x) and is_plain(w) and x.dtype is w.dtype and x.ndim == 2 == w.ndim and x.shape[1] == w.shape[1]):
         return False
-    if not (is_ready(x, dtype) and is_ready(w, dtype) and (bias is None or (is_ready(bias, dtype) and bias.shape == w.shape[:1]))):
+    if bias is not None and not (is_plain(bias) and bias.dtype is w.dtype and bias.shape == w.shape[:1]):
         return False
-    return x.ndim == 2 == w.ndim and x.shape[1] == w.shape[1] and x.shape[0] < OWN_ROWS
+    return x.shape[0] < OWN_ROWS
 
 
 def _pixels(matrix: np.ndarray) -> np.ndarray:
@@ -97,7 +96,7 @@ def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> n
     >>> fc.linear([[1.0, 2.0]], [[1.0, 1.0], [0.0, -1.0]], [10.0, 0.0], activation="relu")
     array([[13.,  0.]])
     """
-    if activation is None and _is_plain(x, w, bias):  # half of a small layer's time is its checks
+    if activation is None and _is_small(x, w, bias):  # half of a small layer's time is its checks
         y = np.dot(x, w.T)
         if bias is not None:
             y += bias

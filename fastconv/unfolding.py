@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, as_operand, check_integer_range
-from ._calls import batched, check_shape, frozen, is_ready, shape_of
+from ._arrays import as_array, as_operand, check_integer_range, is_plain
+from ._calls import batched, check_shape, frozen, shape_of
 from ._checks import check_axes, check_layout, join_shape
 from .problem import Options, Problem, computing_dtype
 
@@ -131,7 +131,7 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
 
 
 def _unfold(x: np.ndarray, options: tuple[Any, ...], layout: Any, rank: int) -> np.ndarray:
-    if is_ready(x, x.dtype) and x.dtype.isnative and x.dtype.char in READY:
+    if is_plain(x):
         made = _sliding(x.shape, *options, layout, READY[x.dtype.char], rank)
         columns = np.empty(made.columns_shape, x.dtype)
         if columns.size:
@@ -246,7 +246,7 @@ def _image_shape(shape: tuple[int, ...], output_size: Any, kernel_size: Any, lay
 
 def _fold(name: str, x: np.ndarray, shape: tuple[int, ...], options: tuple[Any, ...], layout: Any, rank: int) -> np.ndarray:
     """The image of a batched shape from windows."""
-    if is_ready(x, x.dtype) and x.dtype.isnative and x.dtype.char in READY:
+    if is_plain(x):
         made = _sliding(shape, *options, layout, READY[x.dtype.char], rank)
         if x.size and x.shape == made.columns_shape:
             image = np.empty(shape, x.dtype)
