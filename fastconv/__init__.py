@@ -34,8 +34,17 @@ from .conv import (
     plan_conv2d,
     plan_conv3d,
 )
+from .deformable import deform_conv2d, deform_conv2d_backward
 from .depthwise import depthwise_conv2d, separable_conv2d
 from .dispatcher import explain, tune
+from .linear import linear, linear_backward
+from .local import (
+    locally_connected1d,
+    locally_connected1d_backward,
+    locally_connected2d,
+    locally_connected2d_backward,
+)
+from .unfolding import fold, fold_backward, unfold, unfold_backward
 
 if TYPE_CHECKING:
     from . import linalg
@@ -64,10 +73,20 @@ __all__ = [
     "conv_transpose2d_backward",
     "conv_transpose3d",
     "conv_transpose3d_backward",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "depthwise_conv2d",
     "explain",
+    "fold",
+    "fold_backward",
     "get_num_threads",
     "linalg",
+    "linear",
+    "linear_backward",
+    "locally_connected1d",
+    "locally_connected1d_backward",
+    "locally_connected2d",
+    "locally_connected2d_backward",
     "plan_conv1d",
     "plan_conv2d",
     "plan_conv3d",
@@ -75,6 +94,8 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "tune",
+    "unfold",
+    "unfold_backward",
     "use_backend",
     "warmup",
     "wisdom",

@@ -8,7 +8,10 @@ import numpy as np
 
 from .problem import computing_dtype
 
-__all__ = ["as_array", "as_bias", "as_operand", "check_integer_range", "check_out", "common_dtype"]
+__all__ = ["as_array", "as_bias", "as_operand", "check_integer_range", "check_out", "common_dtype", "is_plain"]
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+PLAIN_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -62,6 +65,12 @@ def as_bias(bias: Any, channels: int, dtype: np.dtype) -> np.ndarray:
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"bias of type {array.dtype} cannot be cast to {dtype}")
     return as_operand(array, dtype, array.shape)
+
+
+def is_plain(array: Any) -> bool:
+    """Whether kernels take an argument as it stands, of native float32 or float64."""
+    return (type(array) is np.ndarray and (array.dtype is FLOAT32 or array.dtype is FLOAT64)
+            and array.flags.num & PLAIN_FLAGS == PLAIN_FLAGS)
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -38,10 +38,15 @@ ALLOWED = {
     "_planned": {"problem", "substitutes", "dispatcher", "_arrays", "_calls"},
     "conv": {"problem", "dispatcher", "_arrays", "_calls", "_planned"},
     "depthwise": {"_arrays", "conv"},
+    "unfolding": {"problem", "_checks", "_arrays", "_calls"} | HELPERS,
+    "local": {"problem", "_arrays", "_calls"} | HELPERS,
+    "deformable": {"problem", "_arrays", "_calls", "conv"} | HELPERS,
+    "linear": {"_checks", "_arrays", "_calls", "conv"} | HELPERS,
     "pool": {"problem", "dispatcher", "_arrays", "_calls"},
 }
 USERS = ("linalg", "signal", "ndimage", "nn", "dask")  # of the public functions
-ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "depthwise", "pool", "linalg", "nn"} for name in USERS}
+ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "depthwise", "pool", "unfolding", "local",
+                    "deformable", "linear", "linalg", "nn"} for name in USERS}
 TOP = ("__init__", "__main__", "cli", "bench", "imaging", "config")  # these may import everything
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -164,6 +169,8 @@ def test_design_names_are_there():
         "plan_conv{}d",
     )
     names = [name.format(n) for name in per_rank for n in (1, 2, 3)]
+    names += [name + end for name in ("unfold", "fold", "linear", "deform_conv2d") for end in ("", "_backward")]
+    names += [f"locally_connected{n}d{end}" for n in (1, 2) for end in ("", "_backward")]
     names += [
         "depthwise_conv2d",
         "separable_conv2d",
