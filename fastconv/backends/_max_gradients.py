@@ -11,9 +11,9 @@ write to the same.
 
 from __future__ import annotations
 
-from ._jit import outlined
+from ._jit import inlined, outlined
 from ._pooling_pixels import copy_pixel, highest_pixel_places
-from ._pooling_rows import fill_line, highest_row, store_most
+from ._pooling_rows import fill_line, highest_row, load_most, store_most
 from ._simd import (
     advance,
     as_int64,
@@ -21,7 +21,6 @@ from ._simd import (
     get,
     lanes_of,
     load,
-    load_first,
     lowest_element,
     next_task,
     parallel_kernel,
@@ -35,16 +34,10 @@ from ._simd import (
 )
 
 
-@outlined
-def gather_phase(places, values, at, kernel, reach, step, stride, here):
-    """The vector of input points whose positions are `here`, from the outputs of one row that may have them as their place."""
-    a = zero(values)
-    for k in range(kernel):
-        offset = reach - k * step
-        if offset % stride == 0:
-            i = at + offset // stride
-            a += where_equal(load(places, i), here, load(values, i))
-    return a
+@inlined
+def taken_vector(places, values, i, here):
+    """The outputs from i on whose place is `here`, zero in the other lanes."""
+    return where_equal(load(places, i), here, load(values, i))
 
 
 @outlined
@@ -52,16 +45,21 @@ def gather_row(places, values, first, end, outputs, skipped, g, start, ramp, spa
     """A row of gx, whose first position in the plane is `start`, from the padded rows of places and values of its outputs."""
     lanes = lanes_of(gx)
     step = g.stride_w * lanes
+    one = broadcast(gx, 1)
     for w in range(0, g.size_w, step):
         even = odd = zero(gx)
         here = broadcast(gx, start + w) + load(ramp, 0)
         for i in range(first, end):
-            row = (outputs[i] - skipped) * g.length
+            row = (outputs[i] - skipped) * g.length + g.left
             p, v = advance(places, row), advance(values, row)
-            at = g.left + w // g.stride_w
-            even += gather_phase(p, v, at, g.kernel_w, g.low_w, g.step_w, g.stride_w, here)
-            if g.stride_w == 2:
-                odd += gather_phase(p, v, at, g.kernel_w, g.low_w + 1, g.step_w, g.stride_w, here + broadcast(gx, 1))
+            for k in range(g.kernel_w):
+                reach = g.low_w - k * g.step_w
+                if g.stride_w == 1:
+                    even += taken_vector(p, v, w + reach, here)
+                elif reach & 1 == 0:
+                    even += taken_vector(p, v, (w + reach) >> 1, here)
+                else:
+                    odd += taken_vector(p, v, (w + 1 + reach) >> 1, here + one)
         if g.stride_w == 1:
             store_most(gx, w, even, g.size_w - w)
         elif w + step <= g.size_w:
@@ -145,14 +143,14 @@ def scatter_pixel(x, gy, g, start_d, count_d, start_h, count_h, start_w, count_w
         count = channels - at
         highest_pixel_places(advance(x, at), g, start_d, count_d, start_h, count_h, start_w, count_w, pitch,
                              min(count, lanes_of(x)), values, places)
-        value, place = load_first(gy, at, count), load(places, 0)
+        value, place = load_most(gy, at, count), load(places, 0)
         for j in range(count_d):
             for k in range(count_h):
                 row = ((start_d + j * g.step_d) * g.size_h + start_h + k * g.step_h) * g.size_w + start_w
                 for i in range(count_w):
                     position = row + i * g.step_w
                     target = advance(gx, position * pitch + at)
-                    v = load_first(target, 0, count) + where_equal(place, broadcast(x, position), value)
+                    v = load_most(target, 0, count) + where_equal(place, broadcast(x, position), value)
                     store_most(target, 0, v, count)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .._windows import Windows
 from ._jit import inlined, outlined
 from ._pooling_pixels import copy_pixel
-from ._pooling_rows import fill_line, store_most
+from ._pooling_rows import fill_line, load_most, store_most
 from ._simd import (
     advance,
     broadcast,
@@ -22,7 +22,6 @@ from ._simd import (
     lane_count,
     lanes_of,
     load,
-    load_first,
     next_task,
     parallel_kernel,
     put,
@@ -71,7 +70,7 @@ def added_covering(gy, o, count, g, od_first, od_end, outputs_d, oh_first, oh_en
         for j in range(oh_first, oh_end):
             oh = outputs_h[j]
             at = (od * g.out_h + oh) * g.out_w + o
-            v = load(gy, at) if count >= lanes_of(gy) else load_first(gy, at, count)
+            v = load_most(gy, at, count)
             a = fma(v, broadcast(gy, rates_d[od] * rates_h[oh]), a)
     return a
 
@@ -161,7 +160,7 @@ def spread_pixels(gy, w, bias, gx, constants, scratch, counters, thread, threads
                             row = ((image * g.out_d + od) * g.out_h + oh) * g.out_w
                             for k in range(offsets_w[w_at], offsets_w[w_at + 1]):
                                 o = outputs_w[k]
-                                v = load_first(gy, (row + o) * channels + c, channels - c)
+                                v = load_most(gy, (row + o) * channels + c, channels - c)
                                 a = fma(v, broadcast(gy, rates_d[od] * rates_h[oh] * rates_w[o]), a)
                     store_most(target, c, a, channels - c)
 
@@ -183,7 +182,7 @@ def fill_images(gy, w, bias, gx, constants, scratch, counters, thread, threads):
                     store_most(target, i, broadcast(gy, value), size - i)
                 continue
             for c in range(0, channels, lanes):
-                v = load_first(gy, image * channels + c, channels - c)
+                v = load_most(gy, image * channels + c, channels - c)
                 store_first(scratch, c, divide(v, broadcast(gy, divisor)), channels - c)
             for i in range(size):
                 copy_pixel(scratch, channels, advance(gx, (image * size + i) * channels))

@@ -18,6 +18,7 @@ from ._pooling_rows import (
     highest_columns,
     highest_row,
     highest_rows,
+    load_most,
 )
 from ._simd import (
     advance,
@@ -26,25 +27,30 @@ from ._simd import (
     divide,
     get,
     lanes_of,
-    load_first,
+    load,
+    load_between,
     lowest_element,
     next_task,
     parallel_kernel,
     put,
     store_first,
     thawed,
+    total,
     zero,
     zero_element,
 )
 from ._sums import BLOCK, sum_run
 
+SHORT = 256  # elements of a plane that are added without further ado
 PIXEL_BLOCK = 64  # pixels that are added before their sum joins a total
 
 
 @inlined
 def row_at(index, g):
     """(plane, od, oh) of a row of the result."""
-    return index // (g.out_h * g.out_d), index // g.out_h % g.out_d, index % g.out_h
+    above = index // g.out_h
+    plane = above // g.out_d
+    return plane, above - plane * g.out_d, index - above * g.out_h
 
 
 # -- channels first -------------------------------------------------------------------------------------------------------
@@ -228,6 +234,17 @@ def max_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
             put(y, plane, highest_run(advance(x, plane * size), size))
 
 
+@inlined
+def short_sum(x, size):
+    """A vector whose lanes add up to the sum of x[:size]."""
+    lanes = lanes_of(x)
+    whole = size & -lanes
+    a = load_between(x, whole, 0, size - whole)
+    for i in range(0, whole, lanes):
+        a += load(x, i)
+    return a
+
+
 @parallel_kernel
 def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the mean of a plane."""
@@ -237,13 +254,13 @@ def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
         if first >= planes:
             break
         for plane in range(first, min(first + run, planes)):
-            if size <= BLOCK:
-                put(y, plane, sum_run(advance(x, plane * size), size) / divisor)
+            if size <= SHORT:
+                put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
             else:
-                total = 0.0
+                whole = 0.0
                 for i in range(0, size, BLOCK):
-                    total += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
-                put(y, plane, total / divisor)
+                    whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
+                put(y, plane, whole / divisor)
 
 
 @parallel_kernel
@@ -257,10 +274,10 @@ def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
             break
         image, start = task // parts, task % parts * width
         for c in range(start, min(channels, start + width), lanes):
-            total = zero(x)
+            mean = zero(x)
             for block in range(0, size, PIXEL_BLOCK):
                 a = zero(x)
                 for i in range(block, min(size, block + PIXEL_BLOCK)):
-                    a += load_first(x, (image * size + i) * channels + c, channels - c)
-                total += a
-            store_first(y, image * channels + c, divide(total, broadcast(y, divisor)), channels - c)
+                    a += load_most(x, (image * size + i) * channels + c, channels - c)
+                mean += a
+            store_first(y, image * channels + c, divide(mean, broadcast(y, divisor)), channels - c)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._jit import outlined
-from ._pooling_rows import finished, store_most
+from ._pooling_rows import finished, load_most, store_most
 from ._simd import (
     advance,
     broadcast,
@@ -13,7 +13,6 @@ from ._simd import (
     greatest_lane,
     lanes_of,
     load,
-    load_first,
     lowest,
     lowest_element,
     put,
@@ -46,7 +45,7 @@ def highest_pixel(x, count_d, pitch_d, count_h, pitch_h, count_w, pitch_w, chann
         for j in range(count_d):
             for k in range(count_h):
                 for i in range(count_w):
-                    a = greatest(load_first(x, j * pitch_d + k * pitch_h + i * pitch_w + at, channels - at), a)
+                    a = greatest(load_most(x, j * pitch_d + k * pitch_h + i * pitch_w + at, channels - at), a)
         store_most(y, at, a, channels - at)
 
 
@@ -75,7 +74,7 @@ def averaged_pixel(x, count_d, pitch_d, count_h, pitch_h, count_w, pitch_w, chan
         for j in range(count_d):
             for k in range(count_h):
                 for i in range(count_w):
-                    v = load_first(x, j * pitch_d + k * pitch_h + i * pitch_w + at, channels - at)
+                    v = load_most(x, j * pitch_d + k * pitch_h + i * pitch_w + at, channels - at)
                     if squares:
                         v = v * v
                     a += v
@@ -95,7 +94,7 @@ def highest_pixel_places(x, g, start_d, count_d, start_h, count_h, start_w, coun
                 row = ((start_d + j * g.step_d) * g.size_h + start_h + k * g.step_h) * g.size_w + start_w
                 for i in range(count_w):
                     position = row + i * g.step_w
-                    v = load_first(x, position * pitch + at, channels - at)
+                    v = load_most(x, position * pitch + at, channels - at)
                     here = broadcast(x, position)
                     if j + k + i == 0:
                         a, place = v, here

@@ -34,7 +34,7 @@ from ._simd import (
     larger,
     load,
     load_alternate,
-    load_first,
+    load_between,
     lowest,
     lowest_element,
     put,
@@ -94,6 +94,14 @@ def store_most(target, offset, value, count):
         store_first(target, offset, value, count)
 
 
+@inlined
+def load_most(source, offset, count):
+    """A vector's first `count` lanes, all if there are so many."""
+    if count >= lanes_of(source):
+        return load(source, offset)
+    return load_between(source, offset, 0, count)
+
+
 @outlined
 def fill_line(line, length, value):
     """line[:length] = value, in whole vectors."""
@@ -108,46 +116,45 @@ def fill_line(line, length, value):
 def highest_rows(x, count_d, pitch_d, count_h, pitch_h, size, line):
     """line[i] = the largest of x[j pitch_d + k pitch_h + i] over j and k."""
     lanes = lanes_of(x)
-    whole = size - size % (4 * lanes)
-    for i in range(0, whole, 4 * lanes):
-        a = b = c = e = lowest(x)
-        for j in range(count_d):
-            row = advance(x, j * pitch_d + i)
-            for _ in range(count_h):
-                a = greatest(load(row, 0), a)
-                b = greatest(load(row, lanes), b)
-                c = greatest(load(row, 2 * lanes), c)
-                e = greatest(load(row, 3 * lanes), e)
-                row = advance(row, pitch_h)
-        store(line, i, a)
-        store(line, i + lanes, b)
-        store(line, i + 2 * lanes, c)
-        store(line, i + 3 * lanes, e)
-    for i in range(whole, size, lanes):
+    last = size - lanes
+    if last < 0:
         a = lowest(x)
         for j in range(count_d):
             for k in range(count_h):
-                a = greatest(load_first(x, j * pitch_d + k * pitch_h + i, size - i), a)
-        store_most(line, i, a, size - i)
+                a = greatest(load_between(x, j * pitch_d + k * pitch_h, 0, size), a)
+        store_first(line, 0, a, size)
+    elif count_d == 1 and count_h == 2:
+        for start in range(0, size, lanes):
+            i = min(start, last)
+            store(line, i, greatest(load(x, i), load(x, i + pitch_h)))
+    elif count_d == 1 and count_h == 3:
+        for start in range(0, size, lanes):
+            i = min(start, last)
+            store(line, i, greatest(greatest(load(x, i), load(x, i + pitch_h)), load(x, i + 2 * pitch_h)))
+    else:
+        for start in range(0, size, lanes):
+            i = min(start, last)
+            a = lowest(x)
+            for j in range(count_d):
+                for k in range(count_h):
+                    a = greatest(load(x, j * pitch_d + k * pitch_h + i), a)
+            store(line, i, a)
+
+
+@inlined
+def load_column(line, g, o, k):
+    """The vector of tap k of the outputs from o on, at stride 1 or 2."""
+    if g.stride_w == 1:
+        return load(line, o + k * g.step_w)
+    return load_alternate(line, 2 * o + k * g.step_w)
 
 
 @outlined
 def highest_columns(line, g, table_w, y):
     """y[o] = the largest of the line in each window."""
     lanes = lanes_of(line)
-    if g.stride_w == 1:
-        for o in range(0, g.out_w, lanes):
-            a = load(line, o)
-            for k in range(1, g.kernel_w):
-                a = greatest(load(line, o + k * g.step_w), a)
-            store_most(y, o, a, g.out_w - o)
-    elif g.stride_w == 2:
-        for o in range(0, g.out_w, lanes):
-            a = load_alternate(line, 2 * o)
-            for k in range(1, g.kernel_w):
-                a = greatest(load_alternate(line, 2 * o + k * g.step_w), a)
-            store_most(y, o, a, g.out_w - o)
-    else:
+    last = max(0, g.out_w - lanes)
+    if g.stride_w == 0:
         for o in range(g.out_w):
             best = lowest_element(line)
             first = g.left + table_w[2 * o]
@@ -156,38 +163,60 @@ def highest_columns(line, g, table_w, y):
                 if v > best or v != v:
                     best = v
             put(y, o, best)
+    elif g.kernel_w == 2:
+        for start in range(0, g.out_w, lanes):
+            o = min(start, last)
+            store_most(y, o, greatest(load_column(line, g, o, 0), load_column(line, g, o, 1)), g.out_w - o)
+    elif g.kernel_w == 3:
+        for start in range(0, g.out_w, lanes):
+            o = min(start, last)
+            a = greatest(greatest(load_column(line, g, o, 0), load_column(line, g, o, 1)), load_column(line, g, o, 2))
+            store_most(y, o, a, g.out_w - o)
+    else:
+        for start in range(0, g.out_w, lanes):
+            o = min(start, last)
+            a = load_column(line, g, o, 0)
+            for k in range(1, g.kernel_w):
+                a = greatest(load_column(line, g, o, k), a)
+            store_most(y, o, a, g.out_w - o)
 
 
 # -- sums -----------------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def powered(v, squares):
+    """A vector, or its square."""
+    return v * v if squares else v
 
 
 @outlined
 def added_rows(x, count_d, pitch_d, count_h, pitch_h, size, squares, line):
     """line[i] = the sum of x[j pitch_d + k pitch_h + i], or of its squares, over j and k."""
     lanes = lanes_of(x)
-    whole = size - size % (2 * lanes)
-    for i in range(0, whole, 2 * lanes):
-        a = b = zero(x)
-        for j in range(count_d):
-            row = advance(x, j * pitch_d + i)
-            for _ in range(count_h):
-                v, u = load(row, 0), load(row, lanes)
-                if squares:
-                    v, u = v * v, u * u
-                a += v
-                b += u
-                row = advance(row, pitch_h)
-        store(line, i, a)
-        store(line, i + lanes, b)
-    for i in range(whole, size, lanes):
+    last = size - lanes
+    if last < 0:
         a = zero(x)
         for j in range(count_d):
             for k in range(count_h):
-                v = load_first(x, j * pitch_d + k * pitch_h + i, size - i)
-                if squares:
-                    v = v * v
-                a += v
-        store_most(line, i, a, size - i)
+                a += powered(load_between(x, j * pitch_d + k * pitch_h, 0, size), squares)
+        store_first(line, 0, a, size)
+    elif count_d == 1 and count_h == 2 and not squares:
+        for start in range(0, size, lanes):
+            i = min(start, last)
+            store(line, i, load(x, i) + load(x, i + pitch_h))
+    elif count_d == 1 and count_h == 3 and not squares:
+        for start in range(0, size, lanes):
+            i = min(start, last)
+            store(line, i, load(x, i) + load(x, i + pitch_h) + load(x, i + 2 * pitch_h))
+    else:
+        for start in range(0, size, lanes):
+            i = min(start, last)
+            a = zero(x)
+            for j in range(count_d):
+                for k in range(count_h):
+                    a += powered(load(x, j * pitch_d + k * pitch_h + i), squares)
+            store(line, i, a)
 
 
 @inlined
@@ -202,19 +231,8 @@ def averaged_columns(line, g, table_w, row_divisor, divisors, roots, y):
     """y[o] = the sum of the line in each window / (row_divisor * divisors[o]), or the square root of that."""
     lanes = lanes_of(line)
     scale = broadcast(y, row_divisor)
-    if g.stride_w == 1:
-        for o in range(0, g.out_w, lanes):
-            a = load(line, o)
-            for k in range(1, g.kernel_w):
-                a += load(line, o + k * g.step_w)
-            store_most(y, o, finished(a, scale * load(divisors, o), roots), g.out_w - o)
-    elif g.stride_w == 2:
-        for o in range(0, g.out_w, lanes):
-            a = load_alternate(line, 2 * o)
-            for k in range(1, g.kernel_w):
-                a += load_alternate(line, 2 * o + k * g.step_w)
-            store_most(y, o, finished(a, scale * load(divisors, o), roots), g.out_w - o)
-    else:
+    last = max(0, g.out_w - lanes)
+    if g.stride_w == 0:
         for o in range(g.out_w):
             total = zero_element(line)
             first = g.left + table_w[2 * o]
@@ -222,11 +240,34 @@ def averaged_columns(line, g, table_w, row_divisor, divisors, roots, y):
                 total += get(line, first + k * g.step_w)
             put(y, o, total)
         for o in range(0, g.out_w, lanes):
-            a = finished(load_first(y, o, g.out_w - o), scale * load(divisors, o), roots)
-            store_first(y, o, a, g.out_w - o)
+            a = finished(load_most(y, o, g.out_w - o), scale * load(divisors, o), roots)
+            store_most(y, o, a, g.out_w - o)
+    elif g.kernel_w == 2:
+        for start in range(0, g.out_w, lanes):
+            o = min(start, last)
+            a = load_column(line, g, o, 0) + load_column(line, g, o, 1)
+            store_most(y, o, finished(a, scale * load(divisors, o), roots), g.out_w - o)
+    elif g.kernel_w == 3:
+        for start in range(0, g.out_w, lanes):
+            o = min(start, last)
+            a = load_column(line, g, o, 0) + load_column(line, g, o, 1) + load_column(line, g, o, 2)
+            store_most(y, o, finished(a, scale * load(divisors, o), roots), g.out_w - o)
+    else:
+        for start in range(0, g.out_w, lanes):
+            o = min(start, last)
+            a = load_column(line, g, o, 0)
+            for k in range(1, g.kernel_w):
+                a += load_column(line, g, o, k)
+            store_most(y, o, finished(a, scale * load(divisors, o), roots), g.out_w - o)
 
 
 # -- places of maxima -----------------------------------------------------------------------------------------------------
+
+
+@inlined
+def later_row(v, here, a, place):
+    """The larger of the values a, at `place`, and v, at `here`, and its place; a where they are equal."""
+    return larger(v, a), choose_greater(v, a, here, place)
 
 
 @outlined
@@ -236,22 +277,34 @@ def highest_places(x, start, count_d, pitch_d, count_h, pitch_h, size, ramp, lin
     The position of x[i] in its plane is start + i; `ramp` holds 0, 1, 2, ... a vector long.
     """
     lanes = lanes_of(x)
-    for i in range(0, size, lanes):
-        a = load_first(x, i, size - i)
-        nan = keep_nan(a, zero(x))
-        place = broadcast(x, start + i) + load(ramp, 0)
-        for j in range(count_d):
-            for k in range(count_h):
-                at = j * pitch_d + k * pitch_h + i
-                v = load_first(x, at, size - i)
+    last = max(0, size - lanes)
+    nan = zero(x)
+    first_place = broadcast(x, start) + load(ramp, 0)
+    pitch = broadcast(x, pitch_h)
+    for begin in range(0, size, lanes):
+        i = min(begin, last)
+        place = first_place + broadcast(x, i)
+        a = load_most(x, i, size - i)
+        nan = keep_nan(a, nan)
+        if count_d == 1 and count_h <= 3:
+            if count_h >= 2:
+                v, here = load_most(x, i + pitch_h, size - i), place + pitch
                 nan = keep_nan(v, nan)
-                place = choose_greater(v, a, broadcast(x, start + at) + load(ramp, 0), place)
-                a = larger(v, a)
-        if any_nan(nan):
-            return True
+                a, place = later_row(v, here, a, place)
+                if count_h == 3:
+                    v, here = load_most(x, i + 2 * pitch_h, size - i), here + pitch
+                    nan = keep_nan(v, nan)
+                    a, place = later_row(v, here, a, place)
+        else:
+            for j in range(count_d):
+                for k in range(count_h):
+                    at = j * pitch_d + k * pitch_h + i
+                    v = load_most(x, at, size - i)
+                    nan = keep_nan(v, nan)
+                    a, place = later_row(v, first_place + broadcast(x, at), a, place)
         store_most(line, i, a, size - i)
         store_most(places, i, place, size - i)
-    return False
+    return any_nan(nan)
 
 
 @outlined
@@ -269,14 +322,13 @@ def first_columns(line, places, g, table_w, y, chosen):
             put(y, o, best)
             put(chosen, o, place)
         return
-    for o in range(0, g.out_w, lanes):
-        a, place = lowest(line), broadcast(line, -lowest_element(line))
-        for k in range(g.kernel_w):
-            if g.stride_w == 1:
-                v, p = load(line, o + k * g.step_w), load(places, o + k * g.step_w)
-            else:
-                v, p = load_alternate(line, 2 * o + k * g.step_w), load_alternate(places, 2 * o + k * g.step_w)
-            place = choose_first(v, a, p, place)
+    last = max(0, g.out_w - lanes)
+    for start in range(0, g.out_w, lanes):
+        o = min(start, last)
+        a, place = load_column(line, g, o, 0), load_column(places, g, o, 0)
+        for k in range(1, g.kernel_w):
+            v = load_column(line, g, o, k)
+            place = choose_first(v, a, load_column(places, g, o, k), place)
             a = larger(v, a)
         store_most(y, o, a, g.out_w - o)
         store_most(chosen, o, place, g.out_w - o)
