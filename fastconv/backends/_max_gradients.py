@@ -62,19 +62,78 @@ def gather_row(places, values, first, end, outputs, skipped, g, start, ramp, spa
                     odd += taken_vector(p, v, (w + 1 + reach) >> 1, here + one)
         if g.stride_w == 1:
             store_most(gx, w, even, g.size_w - w)
-        elif w + step <= g.size_w:
-            store_interleaved(gx, w, even, odd)
         else:
-            store_interleaved(spare, 0, even, odd)
-            store_most(gx, w, load(spare, 0), g.size_w - w)
-            if g.size_w - w > lanes:
-                store_most(gx, w + lanes, load(spare, lanes), g.size_w - w - lanes)
+            store_phases(gx, w, even, odd, g.size_w - w, spare)
+
+
+@inlined
+def store_phases(gx, w, even, odd, count, spare):
+    """Write the first `count` of the lanes of two vectors in turn."""
+    lanes = lanes_of(gx)
+    if count >= 2 * lanes:
+        store_interleaved(gx, w, even, odd)
+    else:
+        store_interleaved(spare, 0, even, odd)
+        store_most(gx, w, load(spare, 0), count)
+        if count > lanes:
+            store_most(gx, w + lanes, load(spare, lanes), count - lanes)
+
+
+def make_gather(kernel: int, stride: int, low: int):
+    """`gather_row` for one kernel size, stride and padding along rows: straight-line code, where loops of so few taps cost most."""
+
+    @outlined
+    def gather(places, values, first, end, outputs, skipped, pitch, size, start, ramp, spare, gx):
+        lanes = lanes_of(gx)
+        here, one = broadcast(gx, start) + load(ramp, 0), broadcast(gx, 1)
+        step = broadcast(gx, stride * lanes)
+        w = at = 0
+        while w < size:
+            even = odd = zero(gx)
+            for i in range(first, end):
+                row = (outputs[i] - skipped) * pitch + at
+                for k in range(kernel):
+                    if stride == 1:
+                        even += taken_vector(places, values, row + low - k, here)
+                    elif (low - k) % 2 == 0:
+                        even += taken_vector(places, values, row + (low - k) // 2, here)
+                    else:
+                        odd += taken_vector(places, values, row + (low - k + 1) // 2, here + one)
+            if stride == 1:
+                store_most(gx, w, even, size - w)
+            else:
+                store_phases(gx, w, even, odd, size - w, spare)
+            here += step
+            w += stride * lanes
+            at += lanes
+
+    return gather
+
+
+gather_220, gather_320, gather_321, gather_311 = make_gather(2, 2, 0), make_gather(3, 2, 0), make_gather(3, 2, 1), make_gather(3, 1, 1)
+FAMILIES = {(2, 2, 0): 1, (3, 2, 0): 2, (3, 2, 1): 3, (3, 1, 1): 4}  # (kernel, stride, padding) along rows, dilation 1
+
+
+@inlined
+def gather_known(family, places, values, first, end, outputs, skipped, g, start, ramp, spare, gx):
+    """`gather_row`, by straight-line code where there is some."""
+    p, v = advance(places, g.left), advance(values, g.left)
+    if family == 1:
+        gather_220(p, v, first, end, outputs, skipped, g.length, g.size_w, start, ramp, spare, gx)
+    elif family == 2:
+        gather_320(p, v, first, end, outputs, skipped, g.length, g.size_w, start, ramp, spare, gx)
+    elif family == 3:
+        gather_321(p, v, first, end, outputs, skipped, g.length, g.size_w, start, ramp, spare, gx)
+    elif family == 4:
+        gather_311(p, v, first, end, outputs, skipped, g.length, g.size_w, start, ramp, spare, gx)
+    else:
+        gather_row(places, values, first, end, outputs, skipped, g, start, ramp, spare, gx)
 
 
 @parallel_kernel
 def gather_rows(gy, x, bias, gx, constants, scratch, counters, thread, threads):
     """gx = the gradient of `max_rows` of planes, by blocks of rows; strides 1 and 2 along rows."""
-    r, g, table_d, table_h, table_w, offsets_h, outputs_h, ramp, block, blocks, most = thawed(constants)
+    r, g, table_d, table_h, table_w, offsets_h, outputs_h, ramp, block, blocks, most, family = thawed(constants)
     spare = advance(scratch, 5 * r.length)
     unused = advance(scratch, 4 * r.length)
     places, values = advance(spare, 2 * lanes_of(gx)), advance(spare, 2 * lanes_of(gx) + most * g.length)
@@ -100,8 +159,8 @@ def gather_rows(gy, x, bias, gx, constants, scratch, counters, thread, threads):
         else:
             skipped = 0
         for h in range(h_first, h_end):
-            gather_row(places, values, offsets_h[h], offsets_h[h + 1], outputs_h, skipped, g, h * g.size_w, advance(ramp, lanes_of(gx)),
-                       spare, advance(gx, plane * r.plane + h * g.size_w))
+            gather_known(family, places, values, offsets_h[h], offsets_h[h + 1], outputs_h, skipped, g, h * g.size_w,
+                         advance(ramp, lanes_of(gx)), spare, advance(gx, plane * r.plane + h * g.size_w))
 
 
 @outlined
@@ -194,8 +253,11 @@ def scatter_places(gy, places, bias, gx, constants, scratch, counters, thread, t
         image, c = task // parts, task % parts * width
         count = min(width, channels - c)
         target = advance(gx, image * plane * channels)
-        for i in range(plane):
-            clear_run(advance(target, i * channels + c), count)
+        if parts == 1:
+            clear_run(target, plane * channels)
+        else:
+            for i in range(plane):
+                clear_run(advance(target, i * channels + c), count)
         offset = flat * image * plane * channels
         for o in range(outputs):
             source = (image * outputs + o) * channels + c

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._windows import Windows
 from ._jit import num_threads
-from ._max_gradients import gather_places, gather_rows, scatter_pixels, scatter_places, scatter_rows
+from ._max_gradients import FAMILIES, gather_places, gather_rows, scatter_pixels, scatter_places, scatter_rows
 from ._mean_gradients import Covering, covering_of, fill_images, spread_pixels, spread_rows
 from ._pooling import (
     max_pixels,
@@ -183,8 +183,9 @@ def _bind_gather(windows: Windows, r: Rows, g: Covering, dtype: str, parallel: b
     if r.planes < 4 * num_threads():
         block = min(block, max(reach + 1, -(-g.size_h * r.planes // (4 * num_threads()))))
     most = min(g.out_h, (block + reach) // stride + 2)
+    family = FAMILIES.get((g.kernel_w, g.stride_w, g.low_w), 0) if g.step_w == 1 else 0
     scratch = 5 * r.length + 2 * lane_count(dtype) + 2 * most * g.length
-    constants = (r, g, *tables_of(windows), offsets, outputs, _ramp(dtype, g.stride_w), block, -(-g.size_h // block), most)
+    constants = (r, g, *tables_of(windows), offsets, outputs, _ramp(dtype, g.stride_w), block, -(-g.size_h // block), most, family)
     return gather_rows.bind(dtype, constants, scratch=scratch, parallel=parallel)
 
 
