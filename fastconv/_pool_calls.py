@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arrays import as_array, as_operand, check_out
-from ._calls import CALLS_KEPT, FLOAT32, READY_FLAGS, check_shape, frozen, is_ready, shape_of
+from ._calls import CALLS_KEPT, FLOAT32, READY_FLAGS, check_shape, frozen, shape_of
 from ._windows import Windows
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ def windows_of(ndim: int, shape: tuple[int, ...], kind: str, *options: Any, name
     """The windows of a geometry over an input of a shape."""
     make = Windows.create if kind == "sliding" else Windows.create_adaptive
     return make(ndim, shape, *options, name=name)
+
+
+def is_ready(array: Any, dtype: np.dtype) -> bool:
+    """Whether kernels take an argument as it stands."""
+    return type(array) is np.ndarray and array.dtype is dtype and array.flags.num & READY_FLAGS == READY_FLAGS
 
 
 # -- kernels, remembered --------------------------------------------------------------------------------------------------
