@@ -43,7 +43,7 @@ def adaptive(output_size: Any, layout: Any) -> Geometry:
 @functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
 def windows_of(ndim: int, shape: tuple[int, ...], kind: str, *options: Any, name: str = "x") -> Windows:
     """The windows of a geometry over an input of a shape."""
-    make = Windows.create if kind == "sliding" else Windows.create_adaptive
+    make: Any = Windows.create if kind == "sliding" else Windows.create_adaptive
     return make(ndim, shape, *options, name=name)
 
 
@@ -119,7 +119,7 @@ def _backward(kind: str, ndim: int, shape: tuple[int, ...], dtype: np.dtype, ext
     elif kind == "max":
         kernel = plans.bind_max_gradient(windows, dtype.name)
     else:
-        kernel = plans.bind_scatter(windows, dtype.name, *extra, True)
+        kernel = plans.bind_scatter(windows, dtype.name, flat=extra[0], adding=True)
     return None if kernel is None else Ready(kernel, windows.input_shape, dtype.name, windows.output_shape)
 
 

@@ -57,8 +57,8 @@ def covering_of(windows: Windows, planes: int, dtype: str) -> Covering:
     k, stride, d, low = windows.kernel_size[2], windows.stride[2], windows.dilation[2], windows.padding[2][0]
     left = max(0, k - 1) * d
     length = left + max(windows.output_size[2], windows.input_size[2] + low) + 4 * lanes
-    return Covering(planes, *windows.input_size, *windows.output_size, k, d, stride if k > 0 and stride <= 2 else 0, low, left,
-                    -(-length // lanes) * lanes)
+    return Covering(planes, *windows.input_size, *windows.output_size, k, d,  # type: ignore[call-arg]
+                    stride if k > 0 and stride <= 2 else 0, low, left, -(-length // lanes) * lanes)
 
 
 @inlined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ def divisors_of(windows: Windows, include_pad: bool, override: int | None = None
     if override is not None:
         lengths = windows.output_size
         return np.full(lengths[0], float(override)), np.ones(lengths[1]), np.ones(lengths[2])
-    return tuple(np.maximum(windows.counts(axis, include_pad), 1).astype(float) for axis in range(3))  # type: ignore[return-value]
+    along = [np.maximum(windows.counts(axis, include_pad), 1).astype(float) for axis in range(3)]
+    return along[0], along[1], along[2]
 
 
 def _run(rows: int, steps: int) -> int:
@@ -89,6 +91,7 @@ def bind_max(windows: Windows, dtype: str) -> BoundKernel:
 
 def bind_mean(windows: Windows, dtype: str, divisors: Divisors, squares: bool) -> BoundKernel:
     """kernel(x, -, -, y): sums over divisors, or the roots of sums of squares over divisors."""
+    constants: tuple[Any, ...]
     g = rows_of(windows, dtype)
     steps, lines = _steps(windows, g), g.out_d * g.out_h
     divisor = np.dtype(dtype).type(math.prod(float(factors[0]) for factors in divisors))
@@ -139,6 +142,7 @@ def _width(windows: Windows, dtype: str) -> int:
 
 def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors) -> BoundKernel:
     """kernel(gy, -, -, gx)."""
+    constants: tuple[Any, ...]
     last, channels = windows.channels_last, windows.channels
     images = windows.batch if last else windows.batch * channels
     g = covering_of(windows, images, dtype)

@@ -76,7 +76,7 @@ def rows_of(windows: Windows, dtype: str) -> Rows:
     left = windows.padding[2][0]
     reach = (windows.output_size[2] + lanes) * max(1, stride) + max(0, k - 1) * d + 2 * lanes
     length = max(left + size_w, reach)
-    return Rows(windows.batch * windows.channels, size_h, size_w, size_d * size_h * size_w, *windows.output_size, *windows.dilation,
+    return Rows(windows.batch * windows.channels, size_h, size_w, size_d * size_h * size_w, *windows.output_size, *windows.dilation,  # type: ignore[call-arg]
                 k, stride, left, -(-length // lanes) * lanes)
 
 
