@@ -24,7 +24,7 @@ ALLOWED = {
     "backends/_jit": set(),
     "backends/_scratch": set(),
     "backends/_simd": {"backends/_jit", "backends/_scratch"},
-    "backends/_*": {"problem"} | HELPERS,
+    "backends/_*": {"problem", "_windows"} | HELPERS,
     "backends/*": {"problem"} | HELPERS,
     "lowering": {"problem"} | HELPERS,
     "wisdom": {"problem", "_version"} | HELPERS,
@@ -42,7 +42,13 @@ ALLOWED = {
     "local": {"problem", "_arrays", "_calls"} | HELPERS,
     "deformable": {"problem", "_arrays", "_calls", "conv"} | HELPERS,
     "linear": {"_checks", "_arrays", "_calls", "conv"} | HELPERS,
-    "pool": {"problem", "dispatcher", "_arrays", "_calls"},
+    "_windows": {"_checks", "_padding"},
+    "_pool_calls": {"_arrays", "_calls", "_windows"} | HELPERS,
+    "_pool_docs": set(),
+    "_max_pool": {"_arrays", "_calls", "_windows", "_pool_calls", "_pool_docs"},
+    "_mean_pool": {"_arrays", "_checks", "_pool_calls", "_pool_docs"},
+    "_adaptive_pool": {"_arrays", "_calls", "_pool_calls", "_pool_docs"},
+    "pool": {"_max_pool", "_mean_pool", "_adaptive_pool"},
 }
 USERS = ("linalg", "signal", "ndimage", "nn", "dask")  # of the public functions
 ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "depthwise", "pool", "unfolding", "local",
@@ -168,9 +174,12 @@ def test_design_names_are_there():
         "conv_transpose{}d_backward",
         "plan_conv{}d",
     )
+    poolings = ("max_pool{}d", "max_unpool{}d", "avg_pool{}d", "lp_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d")
+    per_rank += poolings + tuple(name + "_backward" for name in poolings)
     names = [name.format(n) for name in per_rank for n in (1, 2, 3)]
     names += [name + end for name in ("unfold", "fold", "linear", "deform_conv2d") for end in ("", "_backward")]
     names += [f"locally_connected{n}d{end}" for n in (1, 2) for end in ("", "_backward")]
+    names += ["global_avg_pool", "global_max_pool", "global_avg_pool_backward", "global_max_pool_backward"]
     names += [
         "depthwise_conv2d",
         "separable_conv2d",

@@ -8,6 +8,7 @@ as many. Everything is generic in the element type (float32, float64, int32, int
 
     emit.py       the type, and the LLVM IR that the rest is put together from
     vector.py     pointers, loads and stores, arithmetic
+    select.py     comparisons
     tile.py       register tiles and the steps of the micro-kernels
     strip.py      strips of planes: straight-line code over the rows of an image
     threads.py    a kernel's work on Numba's thread pool
@@ -18,6 +19,22 @@ im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s 
 """
 
 from .emit import VECTOR_BYTES, VECTOR_REGISTERS, lane_count
+from .select import (
+    any_nan,
+    broadcast,
+    choose_above,
+    choose_first,
+    choose_greater,
+    divide,
+    greatest,
+    greatest_lane,
+    keep_nan,
+    larger,
+    lowest,
+    lowest_element,
+    square_root,
+    where_equal,
+)
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
 from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, thawed
 from .tile import (
@@ -92,20 +109,32 @@ __all__ = [
     "VECTOR_REGISTERS",
     "BoundKernel",
     "advance",
+    "any_nan",
     "as_float64",
     "as_int32",
     "as_int64",
+    "broadcast",
     "call_tile",
+    "choose_above",
+    "choose_first",
+    "choose_greater",
     "column_pointers",
+    "divide",
     "fma",
     "get",
     "gradient_tile",
+    "greatest",
+    "greatest_lane",
+    "keep_nan",
     "lane_count",
     "lanes_of",
+    "larger",
     "load",
     "load_alternate",
     "load_between",
     "load_first",
+    "lowest",
+    "lowest_element",
     "misalignment",
     "next_own_task",
     "next_task",
@@ -117,6 +146,7 @@ __all__ = [
     "raise_flag",
     "rectify",
     "splat",
+    "square_root",
     "store",
     "store_first",
     "store_interleaved",
@@ -144,6 +174,7 @@ __all__ = [
     "transpose_streamed",
     "transpose_whole",
     "transposed_tile",
+    "where_equal",
     "zero",
     "zero_element",
 ]

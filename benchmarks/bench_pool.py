@@ -1,0 +1,40 @@
+"""Pooling: the layers of well-known networks, forward and backward, and calls too small to matter but for their overhead."""
+
+import numpy as np
+
+import fastconv as fc
+
+LAYERS = {
+    "max 3x3 /2 1x64x112x112": ("max_pool2d", (1, 64, 112, 112), (3, 2, 1)),
+    "max 3x3 /2 32x64x56x56": ("max_pool2d", (32, 64, 56, 56), (3, 2, 1)),
+    "max 2x2 1x64x112x112": ("max_pool2d", (1, 64, 112, 112), (2,)),
+    "max 2x2 32x64x56x56": ("max_pool2d", (32, 64, 56, 56), (2,)),
+    "avg 2x2 32x64x56x56": ("avg_pool2d", (32, 64, 56, 56), (2,)),
+    "avg 3x3 32x64x56x56": ("avg_pool2d", (32, 64, 56, 56), (3, 1, 1)),
+    "global 1x2048x7x7": ("global_avg_pool", (1, 2048, 7, 7), ()),
+    "global 32x512x7x7": ("global_avg_pool", (32, 512, 7, 7), ()),
+    "tiny": ("max_pool2d", (1, 2, 4, 4), (2,)),
+}
+
+
+class Layers:
+    """Seconds of a layer in each layout."""
+
+    params = (list(LAYERS), ["NCHW", "NHWC"])
+    param_names = ("layer", "layout")
+
+    def setup(self, layer, layout):
+        name, shape, self.options = LAYERS[layer]
+        x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        self.x = x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        self.pool = getattr(fc, name)
+        self.backward = getattr(fc, f"{name}_backward")
+        self.second = self.x if name == "max_pool2d" else self.x.shape
+        self.gy = self.pool(self.x, *self.options, layout=layout)
+        self.backward(self.gy, self.second, *self.options, layout=layout)
+
+    def time_forward(self, layer, layout):
+        self.pool(self.x, *self.options, layout=layout)
+
+    def time_backward(self, layer, layout):
+        self.backward(self.gy, self.second, *self.options, layout=layout)

@@ -1,0 +1,283 @@
+"""Kernels of the poolings' forward passes: rows of the result shared out among the threads.
+
+Images with channels first are done by `_pooling_rows`, with channels last by `_pooling_pixels`; where the only window of an
+image is the image, it is one run of elements, or of pixels. Sums are divided, not multiplied by a reciprocal, so that the
+mean of equal values is that value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._jit import inlined, outlined
+from ._pooling_pixels import averaged_pixel, highest_pixel, highest_pixel_places, highest_run
+from ._pooling_rows import (
+    added_rows,
+    averaged_columns,
+    fill_line,
+    highest_columns,
+    highest_row,
+    highest_rows,
+    load_most,
+)
+from ._simd import (
+    advance,
+    as_int64,
+    broadcast,
+    divide,
+    get,
+    lanes_of,
+    load,
+    load_between,
+    lowest_element,
+    next_task,
+    parallel_kernel,
+    put,
+    store_first,
+    thawed,
+    total,
+    zero,
+    zero_element,
+)
+from ._sums import BLOCK, sum_run
+
+SHORT = 256  # elements of a plane that are added without further ado
+PIXEL_BLOCK = 64  # pixels that are added before their sum joins a total
+
+
+@inlined
+def row_at(index, g):
+    """(plane, od, oh) of a row of the result."""
+    above = index // g.out_h
+    plane = above // g.out_d
+    return plane, above - plane * g.out_d, index - above * g.out_h
+
+
+# -- channels first -------------------------------------------------------------------------------------------------------
+
+
+@parallel_kernel
+def max_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the maxima of windows, channels first."""
+    g, table_d, table_h, table_w, run = thawed(constants)
+    fill_line(scratch, g.length, lowest_element(x))
+    rows = g.planes * g.out_d * g.out_h
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            plane, od, oh = row_at(index, g)
+            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                         g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
+            highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
+
+
+@parallel_kernel
+def mean_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the sums of windows over their divisors, channels first; or the roots of the sums of squares."""
+    g, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
+    fill_line(scratch, g.length, zero_element(x))
+    rows = g.planes * g.out_d * g.out_h
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            plane, od, oh = row_at(index, g)
+            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                       g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
+            averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
+
+
+@parallel_kernel
+def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the maxima of windows, w = their places as int64, channels first; floats."""
+    g, table_d, table_h, table_w, ramp, flat, run = thawed(constants)
+    places, chosen = as_int64(w), advance(scratch, 4 * g.length)
+    fill_line(scratch, g.length, lowest_element(x))
+    fill_line(advance(scratch, g.length), g.length, -lowest_element(x))
+    rows = g.planes * g.out_d * g.out_h
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            plane, od, oh = row_at(index, g)
+            highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, od, oh, ramp, scratch, advance(y, index * g.out_w),
+                        chosen)
+            offset = flat * plane * g.plane
+            for o in range(g.out_w):
+                place = get(chosen, o)
+                put(places, index * g.out_w + o, -1 if place == -lowest_element(x) else np.int64(place) + offset)
+
+
+# -- channels last --------------------------------------------------------------------------------------------------------
+
+
+@parallel_kernel
+def max_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the maxima of windows, channels last."""
+    g, channels, table_d, table_h, table_w, run = thawed(constants)
+    rows = g.planes * g.out_d * g.out_h
+    pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            image, od, oh = row_at(index, g)
+            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            for o in range(g.out_w):
+                highest_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
+                              table_w[2 * o + 1], g.step_w * channels, channels, advance(y, (index * g.out_w + o) * channels))
+
+
+@parallel_kernel
+def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the sums of windows over their divisors, channels last; or the roots of the sums of squares."""
+    g, channels, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
+    rows = g.planes * g.out_d * g.out_h
+    pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            image, od, oh = row_at(index, g)
+            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            divisor = divisors_d[od] * divisors_h[oh]
+            for o in range(g.out_w):
+                averaged_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
+                               table_w[2 * o + 1], g.step_w * channels, channels, squares, divisor * divisors_w[o], squares,
+                               advance(y, (index * g.out_w + o) * channels))
+
+
+@parallel_kernel
+def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the maxima of windows, w = their places as int64, channels last; floats."""
+    g, channels, table_d, table_h, table_w, flat, run = thawed(constants)
+    places = as_int64(w)
+    rows = g.planes * g.out_d * g.out_h
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            image, od, oh = row_at(index, g)
+            for o in range(g.out_w):
+                at = (index * g.out_w + o) * channels
+                highest_pixel_places(advance(x, image * g.plane * channels), g, table_d[2 * od], table_d[2 * od + 1], table_h[2 * oh],
+                                     table_h[2 * oh + 1], table_w[2 * o], table_w[2 * o + 1], channels, channels, advance(y, at), scratch)
+                for c in range(channels):
+                    place = -1 if get(scratch, c) == -lowest_element(x) else np.int64(get(scratch, c))
+                    if flat and place >= 0:
+                        place = (image * g.plane + place) * channels + c
+                    put(places, at + c, place)
+
+
+# -- any type, any layout -------------------------------------------------------------------------------------------------
+
+
+@outlined
+def find_place(x, g, pitch, table_d, table_h, table_w, od, oh, o):
+    """Position of the first of the largest in a window of a plane whose elements are `pitch` apart, the last NaN's; -1 if empty."""
+    best, place = lowest_element(x), -1
+    for j in range(table_d[2 * od + 1]):
+        for k in range(table_h[2 * oh + 1]):
+            row = ((table_d[2 * od] + j * g.step_d) * g.size_h + table_h[2 * oh] + k * g.step_h) * g.size_w + table_w[2 * o]
+            for i in range(table_w[2 * o + 1]):
+                v = get(x, (row + i * g.step_w) * pitch)
+                if place < 0 or v > best or v != v:
+                    best, place = v, row + i * g.step_w
+    return place
+
+
+@parallel_kernel
+def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = the maxima of windows, w = their places as int64, one by one: integers, and planes of too many elements."""
+    g, channels, last, table_d, table_h, table_w, flat, run = thawed(constants)
+    places = as_int64(w)
+    pitch = channels if last else 1
+    rows = g.planes * channels * g.out_d * g.out_h
+    while True:
+        first = next_task(counters) * run
+        if first >= rows:
+            break
+        for index in range(first, min(first + run, rows)):
+            plane, od, oh = row_at(index, g)
+            image, c = plane // channels, plane % channels
+            start = image * g.plane * channels + c if last else plane * g.plane
+            for o in range(g.out_w):
+                place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
+                at = index * g.out_w + o
+                if last:
+                    at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
+                put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
+                put(places, at, start + place * pitch if flat and place >= 0 else place)
+
+
+# -- whole images ---------------------------------------------------------------------------------------------------------
+
+
+@parallel_kernel
+def max_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y[plane] = the maximum of a plane."""
+    planes, size, run = thawed(constants)
+    while True:
+        first = next_task(counters) * run
+        if first >= planes:
+            break
+        for plane in range(first, min(first + run, planes)):
+            put(y, plane, highest_run(advance(x, plane * size), size))
+
+
+@inlined
+def short_sum(x, size):
+    """A vector whose lanes add up to the sum of x[:size]."""
+    lanes = lanes_of(x)
+    whole = size & -lanes
+    a = load_between(x, whole, 0, size - whole)
+    for i in range(0, whole, lanes):
+        a += load(x, i)
+    return a
+
+
+@parallel_kernel
+def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y[plane] = the mean of a plane."""
+    planes, size, divisor, run = thawed(constants)
+    while True:
+        first = next_task(counters) * run
+        if first >= planes:
+            break
+        for plane in range(first, min(first + run, planes)):
+            if size <= SHORT:
+                put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
+            else:
+                whole = 0.0
+                for i in range(0, size, BLOCK):
+                    whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
+                put(y, plane, whole / divisor)
+
+
+@parallel_kernel
+def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y[image][channel] = the mean of an image's pixels, by runs of channels."""
+    images, size, channels, divisor, width, parts = thawed(constants)
+    lanes = lanes_of(x)
+    while True:
+        task = next_task(counters)
+        if task >= images * parts:
+            break
+        image, start = task // parts, task % parts * width
+        for c in range(start, min(channels, start + width), lanes):
+            mean = zero(x)
+            for block in range(0, size, PIXEL_BLOCK):
+                a = zero(x)
+                for i in range(block, min(size, block + PIXEL_BLOCK)):
+                    a += load_most(x, (image * size + i) * channels + c, channels - c)
+                mean += a
+            store_first(y, image * channels + c, divide(mean, broadcast(y, divisor)), channels - c)
