@@ -3,6 +3,8 @@
 Start with `conv2d`; `explain` tells which backend it uses and why, `backends` which there are.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import wisdom
 from ._version import __version__
 from .asking import BackendFallbackWarning, backends, use_backend
@@ -35,6 +37,9 @@ from .conv import (
 from .depthwise import depthwise_conv2d, separable_conv2d
 from .dispatcher import explain, tune
 
+if TYPE_CHECKING:
+    from . import nn
+
 __all__ = [
     "BackendError",
     "BackendFallbackWarning",
@@ -62,6 +67,7 @@ __all__ = [
     "depthwise_conv2d",
     "explain",
     "get_num_threads",
+    "nn",
     "plan_conv1d",
     "plan_conv2d",
     "plan_conv3d",
@@ -73,3 +79,13 @@ __all__ = [
     "warmup",
     "wisdom",
 ]
+
+LAZY_MODULES = ("nn",)  # imported when they are first asked for
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY_MODULES:
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
