@@ -10,7 +10,6 @@ activations are returned. Layers have no mode: `forward` trains (statistics of t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -104,7 +103,7 @@ class Layer:
         What the layer computes in: inputs are converted to it. None: in the input's own, float32 or float64.
     """
 
-    takes_activation = False  # whether `forward_activated` is there: `forward` of this layer and a rectifier in one pass
+    takes_activation = False  # whether `activated` and `forward_activated` are there
     rectifier: str | None = None  # name of the activation that this layer is, if its gradient can be told from its output
 
     def __init__(self, dtype: Any = None):
@@ -123,6 +122,14 @@ class Layer:
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """Train: the layer's output, and the function from its gradient to that of `x`."""
         raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def activated(self, x: Any, name: str) -> np.ndarray:
+        """A call followed by the rectifier of a name, in one pass."""
+        raise NotImplementedError(f"{type(self).__name__} computes no activation")
+
+    def forward_activated(self, x: Any, name: str) -> tuple[np.ndarray, Backprop]:
+        """`forward` followed by the rectifier of a name, in one pass."""
+        raise NotImplementedError(f"{type(self).__name__} computes no activation")
 
     def trace(self, x: np.ndarray, record: Trace, name: str = "") -> np.ndarray:
         """Infer, and call `record(name, layer, input shape, output shape)` for each layer that is not a container."""
@@ -243,6 +250,11 @@ def check_layout(layout: str) -> str:
     return layout
 
 
-def keyword_text(values: Mapping[str, tuple[Any, Any]]) -> str:
-    """", name=value" for each (value, default) that differs."""
-    return "".join(itertools.chain.from_iterable((", ", f"{k}={v!r}") for k, (v, default) in values.items() if v != default))
+def documented(template: str, **values: Any) -> Callable[[type], type]:
+    """A decorator that adds to a class's docstring what it shares with others."""
+
+    def decorate(layer: type) -> type:
+        layer.__doc__ = f"{layer.__doc__}\n{template.format(**values)}"
+        return layer
+
+    return decorate

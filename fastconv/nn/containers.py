@@ -64,7 +64,7 @@ class Sequential(_Container):
         while i < len(layers):
             layer = layers[i]
             name = layers[i + 1].rectifier if layer.takes_activation and i + 1 < len(layers) else None
-            x = layer(x) if name is None else layer.activated(x, name)  # type: ignore[attr-defined]
+            x = layer(x) if name is None else layer.activated(x, name)
             i += 1 if name is None else 2
         return x
 
@@ -76,7 +76,7 @@ class Sequential(_Container):
         while i < len(layers):
             layer = layers[i]
             name = layers[i + 1].rectifier if layer.takes_activation and i + 1 < len(layers) else None
-            x, backprop = layer.forward(x) if name is None else layer.forward_activated(x, name)  # type: ignore[attr-defined]
+            x, backprop = layer.forward(x) if name is None else layer.forward_activated(x, name)
             backprops.append(backprop)
             i += 1 if name is None else 2
         backprops.reverse()

@@ -8,6 +8,7 @@ as many. Everything is generic in the element type (float32, float64, int32, int
 
     emit.py       the type, and the LLVM IR that the rest is put together from
     vector.py     pointers, loads and stores, arithmetic
+    elementwise.py  quotients, exponentials, choices: what activations and norms need besides
     tile.py       register tiles and the steps of the micro-kernels
     strip.py      strips of planes: straight-line code over the rows of an image
     threads.py    a kernel's work on Numba's thread pool
@@ -17,6 +18,19 @@ Its rows are addressed through a table of offsets, so the same code serves any s
 im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s on a core.
 """
 
+from .elementwise import (
+    exponential,
+    exponential_minus_one,
+    first_lane,
+    gate,
+    keep_first,
+    magnitude,
+    maximum,
+    spread,
+    square_root,
+    where_infinite_below,
+    where_negative,
+)
 from .emit import VECTOR_BYTES, VECTOR_REGISTERS, lane_count
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
 from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, thawed
@@ -97,15 +111,22 @@ __all__ = [
     "as_int64",
     "call_tile",
     "column_pointers",
+    "exponential",
+    "exponential_minus_one",
+    "first_lane",
     "fma",
+    "gate",
     "get",
     "gradient_tile",
+    "keep_first",
     "lane_count",
     "lanes_of",
     "load",
     "load_alternate",
     "load_between",
     "load_first",
+    "magnitude",
+    "maximum",
     "misalignment",
     "next_own_task",
     "next_task",
@@ -117,6 +138,8 @@ __all__ = [
     "raise_flag",
     "rectify",
     "splat",
+    "spread",
+    "square_root",
     "store",
     "store_first",
     "store_interleaved",
@@ -144,6 +167,8 @@ __all__ = [
     "transpose_streamed",
     "transpose_whole",
     "transposed_tile",
+    "where_infinite_below",
+    "where_negative",
     "zero",
     "zero_element",
 ]
