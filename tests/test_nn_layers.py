@@ -22,7 +22,6 @@ class Case:
     linear: bool = False  # without its bias
     wrong: tuple | None = (2, 3, 7, 6)  # a shape that it refuses
     typed: bool = False  # whether it has a dtype of its own
-    smooth: float = 1.0  # how far from 0 its inputs are kept, where its slope jumps
 
     @property
     def id(self):
@@ -81,7 +80,7 @@ CASES = [
     conv("DepthwiseConv2d", 4, 3, padding=1, multiplier=2),
     conv("PointwiseConv2d", 4, 3),
     conv("SeparableConv2d", 4, 3, 3, padding=1),
-    conv("Linear", 6, 5),
+    conv("Linear", 6, 5, wrong=(2, 3, 7, 5)),
     conv("Linear", 6, 5, False, shape=(3, 6), wrong=(3, 5)),
     Case("BatchNorm1d", (4,), typed=True, shape=(5, 4), wrong=(5, 3)),
     Case("BatchNorm1d", (4,), typed=True, **LINES),
@@ -114,7 +113,7 @@ POOLS = [
     Case("AvgPool2d", (3, 2, 1), wrong=(4, 3), linear=True),
     Case("AvgPool2d", (3, 2, 1, True, False), wrong=(4, 3), linear=True),
     Case("AvgPool3d", (2,), shape=(2, 4, 5, 4, 3), wrong=(4, 3), linear=True),
-    Case("LPPool1d", (3, 2), shape=(2, 4, 9), wrong=(4,)),
+    Case("LPPool1d", (2, 2), shape=(2, 4, 9), wrong=(4,)),
     Case("LPPool2d", (2, 2), wrong=(4, 3)),
     Case("LPPool3d", (2, 2), shape=(2, 4, 5, 4, 3), wrong=(4, 3)),
     Case("AdaptiveAvgPool1d", (4,), shape=(2, 4, 9), wrong=(4,), linear=True),

@@ -24,6 +24,7 @@ from ._simd import (
     BoundKernel,
     advance,
     as_float64,
+    first_lane,
     fma,
     gate,
     get,
@@ -208,6 +209,7 @@ def normalize_backward(x, w, bias, y, constants, scratch, counters, thread, thre
         if g >= r.groups:
             break
         mean, scale = get(means, g), get(scales, g)
+        rounding = mean - float(first_lane(spread(x, mean)))  # what the vectors subtract is the rounded mean
         first = second = 0.0
         for s in range(r.runs):
             c = run_channel(r, g, s)
@@ -219,6 +221,7 @@ def normalize_backward(x, w, bias, y, constants, scratch, counters, thread, thre
                 u, v = gated_moments(advance(x, at + i), advance(w, at + i), min(BLOCK, r.size - i), mean, factor, shift, slope, ceiling)
                 a, b = a + u, b + v
             put(gradients, g * r.runs + s, a)
+            b -= rounding * a
             put(products, g * r.runs + s, b * scale)
             first, second = first + a * get(table, c), second + b * get(table, c)
         count = float(r.runs * r.size)

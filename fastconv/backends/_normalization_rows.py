@@ -246,15 +246,19 @@ def row_statistics(x: np.ndarray, images: int, channels: int) -> np.ndarray:
     return parts.sum(axis=1).transpose(1, 0, 2)
 
 
-def row_gradient_sums(x: np.ndarray, gy: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]) -> np.ndarray:
-    """(2, images, channels): sums of gy and of gy (x - mean); `table` is (3, images, channels): mean, factor, term."""
+def row_gradient_sums(x: np.ndarray, gy: np.ndarray, mean: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]) -> np.ndarray:
+    """(2, images, channels): sums of gy and of gy (x - mean); `table` is (2, images, channels): factor, term."""
     _, images, channels = table.shape
     rows = x.size // (images * channels)
     parts = np.empty((images, _chunks(rows, channels)[1], 2, channels))
     slope, ceiling = rectifier
     kernel = _sums(images, rows, channels, x.dtype.name, True, slope, None if ceiling == math.inf else ceiling)
-    kernel(x.reshape(-1), gy.reshape(-1), table.reshape(-1), parts.reshape(-1).view(x.dtype))
-    return parts.sum(axis=1).transpose(1, 0, 2)
+    tables = np.empty((3, images, channels), x.dtype)
+    tables[0], tables[1:] = mean, table
+    kernel(x.reshape(-1), gy.reshape(-1), tables.reshape(-1), parts.reshape(-1).view(x.dtype))
+    sums = parts.sum(axis=1).transpose(1, 0, 2)
+    sums[1] -= (mean - tables[0]) * sums[0]  # what the kernel subtracts is the rounded mean
+    return sums
 
 
 def scaled_rows(x: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]) -> np.ndarray:

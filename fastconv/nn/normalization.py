@@ -171,8 +171,7 @@ class _BatchNorm(_Norm):
 
         def backprop(gy: Any) -> np.ndarray:
             gy = self._contiguous(self.as_gradient(gy, shape, dtype))
-            means = np.array([mean, table[0, 0], table[1, 0]], dtype)[:, np.newaxis]
-            gb, gw = row_gradient_sums(x, gy, means, rectifier)[:, 0]
+            gb, gw = row_gradient_sums(x, gy, mean, table[:2], rectifier)[:, 0]
             gw *= scale
             by_source = -factor * scale * gw / count
             table[2, 0], table[3, 0] = by_source, -factor * gb / count - mean * by_source
@@ -402,7 +401,7 @@ class GroupNorm(_Norm):
 
         def backprop(gy: Any) -> np.ndarray:
             gy = self._contiguous(self.as_gradient(gy, x.shape, x.dtype))
-            gb, gw = row_gradient_sums(x, gy, np.stack([mean, factor, table[1]]).astype(x.dtype), IDENTITY)
+            gb, gw = row_gradient_sums(x, gy, mean, table, IDENTITY)
             gw *= scale
             by_source = -scale * scale * grouped(weight * gw) / count
             constant = -scale * grouped(weight * gb) / count - mean * by_source
