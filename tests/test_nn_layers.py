@@ -313,7 +313,8 @@ def test_no_samples(case):
     assert all(np.isfinite(array).all() for array in layer.state_dict().values())
 
 
-PAIRS = [("Conv2d", (4, 6, 3), {"groups": 2, "rng": 0, "dtype": "float64"}), ("ConvTranspose2d", (4, 6, 3, 2), {"rng": 0, "dtype": "float64"}),
+PAIRS = [("Conv2d", (4, 6, 3), {"groups": 2, "rng": 0, "dtype": "float64"}),
+         ("ConvTranspose2d", (4, 6, 3, 2), {"rng": 0, "dtype": "float64"}),
          ("BatchNorm2d", (4,), {"dtype": "float64"}), ("GroupNorm", (2, 4), {"dtype": "float64"})]
 
 

@@ -243,13 +243,19 @@ def activation_gradient(name: str, known: np.ndarray, gy: np.ndarray) -> np.ndar
     return gx
 
 
-def rectified(x: np.ndarray, slope: float = 0.0, ceiling: float = math.inf, added: np.ndarray | None = None) -> np.ndarray:
-    """The rectifier of a contiguous array, or of its sum with another."""
+def rectified(x: np.ndarray, slope: float = 0.0, ceiling: float = math.inf) -> np.ndarray:
+    """The rectifier of a contiguous array."""
     y = np.empty(x.shape, x.dtype)
     flat = x.reshape(-1)
-    other = flat if added is None else added.reshape(-1)
-    _rectifier(slope, ceiling, x.size, x.dtype.name, added is not None)(flat, other, flat, y.reshape(-1))
+    _rectifier(slope, ceiling, x.size, x.dtype.name, False)(flat, flat, flat, y.reshape(-1))
     return y
+
+
+def rectify_in_place(y: np.ndarray, slope: float = 0.0, ceiling: float = math.inf, added: np.ndarray | None = None) -> None:
+    """Replace a contiguous array, or its sum with another, by its rectifier."""
+    y = y.reshape(-1)
+    other = y if added is None else added.reshape(-1)
+    _rectifier(slope, ceiling, y.size, y.dtype.name, added is not None)(y, other, y, y)
 
 
 def rectifier_gradient(y: np.ndarray, gy: np.ndarray, slope: float = 0.0, ceiling: float = math.inf) -> np.ndarray:

@@ -19,6 +19,7 @@ from .convolutions import (
     PointwiseConv2d,
     SeparableConv2d,
 )
+from .fusion import Fused, fuse
 from .linear import Linear
 from .losses import binary_cross_entropy, mse, softmax_cross_entropy
 from .normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm
@@ -45,6 +46,7 @@ from .pooling import (
 from .reshaping import Dropout, Flatten
 from .schedules import CosineSchedule, ExponentialSchedule, OneCycleSchedule, Schedule, StepSchedule, WarmUpSchedule
 from .state import load, load_state_dict, save, state_dict
+from .summary import LayerSummary, summarize, summary
 
 __all__ = [
     "GELU",
@@ -75,6 +77,7 @@ __all__ = [
     "Dropout",
     "ExponentialSchedule",
     "Flatten",
+    "Fused",
     "GlobalAvgPool",
     "GlobalMaxPool",
     "Gradients",
@@ -84,6 +87,7 @@ __all__ = [
     "LPPool3d",
     "Layer",
     "LayerNorm",
+    "LayerSummary",
     "LeakyReLU",
     "Linear",
     "MaxPool1d",
@@ -108,6 +112,7 @@ __all__ = [
     "Tanh",
     "WarmUpSchedule",
     "binary_cross_entropy",
+    "fuse",
     "initializers",
     "load",
     "load_state_dict",
@@ -115,4 +120,6 @@ __all__ = [
     "save",
     "softmax_cross_entropy",
     "state_dict",
+    "summarize",
+    "summary",
 ]

@@ -10,10 +10,13 @@ activations are returned. Layers have no mode: `forward` trains (statistics of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .fusion import Fused
 
 __all__ = ["Backprop", "Gradients", "Layer", "Parameter"]
 
@@ -184,6 +187,12 @@ class Layer:
         from .state import load_state_dict
 
         load_state_dict(self, state)
+
+    def fuse(self, input_shape: Sequence[int] | None = None) -> Fused:
+        """The model as a function for inference: see `fastconv.nn.fuse`."""
+        from .fusion import fuse
+
+        return fuse(self, input_shape)
 
     def __getattr__(self, name: str) -> Any:
         for kind in ("params", "buffers"):
