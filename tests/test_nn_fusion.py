@@ -28,7 +28,8 @@ def chain(convolution, norm, *more):
 
 MODELS = {
     "conv": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, **F64), nn.BatchNorm2d(6, **F64), nn.ReLU6(), nn.Dropout(),
-                                   nn.Conv2d(6, 4, 1, bias=False, **F64), nn.BatchNorm2d(4, affine=False, **F64), nn.GELU()), (2, 3, 7, 6), 2),
+                                   nn.Conv2d(6, 4, 1, bias=False, **F64), nn.BatchNorm2d(4, affine=False, **F64), nn.GELU()),
+             (2, 3, 7, 6), 2),
     "nhwc": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, layout="NHWC", **F64), nn.BatchNorm2d(6, layout="NHWC", **F64), nn.SiLU()),
              (2, 7, 6, 3), 1),
     "transpose": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2, **F64), nn.BatchNorm2d(6, **F64), nn.LeakyReLU(),
@@ -48,8 +49,10 @@ MODELS = {
         nn.Sequential(nn.Conv2d(4, 4, 1, **F64), nn.BatchNorm2d(4, **F64)), nn.ReLU())), (2, 3, 6, 6), None),
     "identity": (lambda: nn.Residual(nn.Dropout(), activation=nn.Sigmoid()), (2, 3), None),
     "empty": (lambda: nn.Sequential(nn.Dropout()), (2, 3), 0),
-    "parallel": (lambda: nn.Parallel(nn.Sequential(nn.Conv2d(3, 4, 1, **F64), nn.ReLU()), nn.Conv2d(3, 2, 3, padding=1, **F64)), (2, 3, 6, 6), None),
-    "norm-first": (lambda: nn.Sequential(nn.BatchNorm2d(3, **F64), nn.ReLU(), nn.Conv2d(3, 4, 3, **F64), nn.LeakyReLU(0.3)), (2, 3, 6, 6), 3),
+    "parallel": (lambda: nn.Parallel(nn.Sequential(nn.Conv2d(3, 4, 1, **F64), nn.ReLU()), nn.Conv2d(3, 2, 3, padding=1, **F64)),
+                 (2, 3, 6, 6), None),
+    "norm-first": (lambda: nn.Sequential(nn.BatchNorm2d(3, **F64), nn.ReLU(), nn.Conv2d(3, 4, 3, **F64), nn.LeakyReLU(0.3)),
+                   (2, 3, 6, 6), 3),
     "norms": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, **F64), nn.GroupNorm(2, 4, **F64), nn.ReLU(), nn.BatchNorm2d(4, **F64),
                                     nn.Softmax()), (2, 3, 6, 6), 5),
 }
@@ -83,7 +86,8 @@ def test_fused_errors():
 
 def test_summary(capsys):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1),
-                          nn.Residual(nn.Conv2d(4, 4, 5, padding=2), nn.Conv2d(4, 4, 1)), nn.Parallel(nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 1)),
+                          nn.Residual(nn.Conv2d(4, 4, 5, padding=2), nn.Conv2d(4, 4, 1)),
+                          nn.Parallel(nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 1)),
                           nn.Flatten(), nn.Linear(5 * 16, 10))
     rows = nn.summarize(model, (2, 3, 8, 8))
     assert [row.name for row in rows] == ["0", "1", "2", "3", "4.branch", "4.shortcut", "5.0", "5.1", "6", "7"]

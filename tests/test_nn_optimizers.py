@@ -153,7 +153,8 @@ SCHEDULES = [
     (lambda o: nn.CosineSchedule(o, 20, 0.01), lambda t, o: t.CosineAnnealingLR(o, 20, 0.01)),
     (lambda o: nn.WarmUpSchedule(o, 5, 0.1), lambda t, o: t.LinearLR(o, 0.1, 1.0, 5)),
     (lambda o: nn.OneCycleSchedule(o, 0.7, 20), lambda t, o: t.OneCycleLR(o, 0.7, 20)),
-    (lambda o: nn.OneCycleSchedule(o, 0.7, 20, 0.5, 10, 100), lambda t, o: t.OneCycleLR(o, 0.7, 20, pct_start=0.5, div_factor=10, final_div_factor=100)),
+    (lambda o: nn.OneCycleSchedule(o, 0.7, 20, 0.5, 10, 100),
+     lambda t, o: t.OneCycleLR(o, 0.7, 20, pct_start=0.5, div_factor=10, final_div_factor=100)),
 ]
 
 

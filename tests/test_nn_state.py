@@ -7,7 +7,8 @@ import pytest
 
 import fastconv.nn as nn
 
-FORMATS = ["npz", pytest.param("safetensors", marks=pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="not installed"))]
+NEEDED = pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="safetensors is not installed")
+FORMATS = ["npz", pytest.param("safetensors", marks=NEEDED)]
 
 
 def model(seed=0, layout="NCHW"):
