@@ -13,7 +13,7 @@ def shaken(model, seed=0):
     rng = np.random.default_rng(seed)
     for _, layer in model.named_layers():
         for kind in (layer.params, layer.buffers):
-            for key, array in kind.items():
+            for array in kind.values():
                 if array.dtype.kind == "f":
                     array += rng.uniform(0, 0.3, array.shape).astype(array.dtype)
     return model

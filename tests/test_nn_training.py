@@ -65,7 +65,8 @@ def test_beside_stored_numbers():
 def test_beside_pytorch():
     torch = pytest.importorskip("torch")
     peer = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3, padding=1), torch.nn.BatchNorm2d(6), torch.nn.ReLU(),
-                               torch.nn.Conv2d(6, 8, 3, stride=2), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Dropout(0.0), torch.nn.Linear(72, 5))
+                               torch.nn.Conv2d(6, 8, 3, stride=2), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Dropout(0.0),
+                               torch.nn.Linear(72, 5))
     state = peer.state_dict()
     state.update({key: torch.tensor(value) for key, value in weights().items()})
     peer.load_state_dict(state)

@@ -203,7 +203,7 @@ def rectify_backward(x, w, bias, y, constants, scratch, counters, thread, thread
 def activation(name: str, size: int, dtype: str, backward: bool = False) -> BoundKernel:
     """The kernel that applies an activation, or its gradient, to `size` elements."""
     parallel = size > SERIAL_ELEMENTS
-    if name == "gelu" and dtype == "float64":
+    if name == "gelu" and dtype == "d":
         return gelu_scalars.bind(dtype, (backward, size), parallel=parallel)
     return (activate_backward if backward else activate).bind(dtype, (CODES[name], size), parallel=parallel)
 
@@ -224,14 +224,14 @@ def _rectifier_gradient(slope: float, ceiling: float | None, size: int, dtype: s
 def apply(name: str, y: np.ndarray) -> None:
     """Apply an activation to a contiguous array, in place."""
     y = y.reshape(-1)
-    activation(name, y.size, y.dtype.name)(y, y, y, y)
+    activation(name, y.size, y.dtype.char)(y, y, y, y)
 
 
 def activated(name: str, x: np.ndarray) -> np.ndarray:
     """The activation of a contiguous array."""
     y = np.empty(x.shape, x.dtype)
     flat = x.reshape(-1)
-    activation(name, x.size, x.dtype.name)(flat, flat, flat, y.reshape(-1))
+    activation(name, x.size, x.dtype.char)(flat, flat, flat, y.reshape(-1))
     return y
 
 
@@ -239,7 +239,7 @@ def activation_gradient(name: str, known: np.ndarray, gy: np.ndarray) -> np.ndar
     """gy times the derivative: `known` is the output of sigmoid and tanh, the input of silu and gelu; both contiguous."""
     gx = np.empty(gy.shape, gy.dtype)
     flat, gy = known.reshape(-1), gy.reshape(-1)
-    activation(name, gy.size, gy.dtype.name, True)(flat, gy, flat, gx.reshape(-1))
+    activation(name, gy.size, gy.dtype.char, True)(flat, gy, flat, gx.reshape(-1))
     return gx
 
 
@@ -247,7 +247,7 @@ def rectified(x: np.ndarray, slope: float = 0.0, ceiling: float = math.inf) -> n
     """The rectifier of a contiguous array."""
     y = np.empty(x.shape, x.dtype)
     flat = x.reshape(-1)
-    _rectifier(slope, ceiling, x.size, x.dtype.name, False)(flat, flat, flat, y.reshape(-1))
+    _rectifier(slope, ceiling, x.size, x.dtype.char, False)(flat, flat, flat, y.reshape(-1))
     return y
 
 
@@ -255,14 +255,14 @@ def rectify_in_place(y: np.ndarray, slope: float = 0.0, ceiling: float = math.in
     """Replace a contiguous array, or its sum with another, by its rectifier."""
     y = y.reshape(-1)
     other = y if added is None else added.reshape(-1)
-    _rectifier(slope, ceiling, y.size, y.dtype.name, added is not None)(y, other, y, y)
+    _rectifier(slope, ceiling, y.size, y.dtype.char, added is not None)(y, other, y, y)
 
 
 def rectifier_gradient(y: np.ndarray, gy: np.ndarray, slope: float = 0.0, ceiling: float = math.inf) -> np.ndarray:
     """The gradient through a rectifier, from its output; both contiguous."""
     gx = np.empty(gy.shape, gy.dtype)
     flat, gy = y.reshape(-1), gy.reshape(-1)
-    _rectifier_gradient(slope, None if ceiling == math.inf else ceiling, gy.size, gy.dtype.name)(flat, gy, flat, gx.reshape(-1))
+    _rectifier_gradient(slope, None if ceiling == math.inf else ceiling, gy.size, gy.dtype.char)(flat, gy, flat, gx.reshape(-1))
     return gx
 
 

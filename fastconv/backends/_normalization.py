@@ -285,7 +285,7 @@ def normalized(x: np.ndarray, parameters: np.ndarray, runs: Runs, eps: float, re
     """The normalised array, through a rectifier, and the table; `parameters` are weight and bias, one after the other."""
     y = np.empty(x.shape, x.dtype)
     table = np.empty(sums_start(runs) + 2 * runs.groups * runs.runs)
-    _normalize(runs, eps, x.dtype.name, *rectifier)(x.reshape(-1), parameters, table.view(x.dtype), y.reshape(-1))
+    _normalize(runs, eps, x.dtype.char, *rectifier)(x.reshape(-1), parameters, table.view(x.dtype), y.reshape(-1))
     return y, table
 
 
@@ -294,7 +294,7 @@ def normalized_gradient(x: np.ndarray, gy: np.ndarray, table: np.ndarray, runs: 
     """The gradient of x, and the sums over each run: (2, groups, runs), of gy for the bias, gy * normalised x for the weight."""
     gx = np.empty(x.shape, x.dtype)
     slope, ceiling = rectifier
-    kernel = _backward(runs, x.dtype.name, slope, None if ceiling == math.inf else ceiling)
+    kernel = _backward(runs, x.dtype.char, slope, None if ceiling == math.inf else ceiling)
     kernel(x.reshape(-1), gy.reshape(-1), table.view(x.dtype), gx.reshape(-1))
     return gx, table[sums_start(runs):].reshape(2, runs.groups, runs.runs)
 
@@ -302,7 +302,7 @@ def normalized_gradient(x: np.ndarray, gy: np.ndarray, table: np.ndarray, runs: 
 def scaled(x: np.ndarray, parameters: np.ndarray, channels: int, size: int, eps: float, rectifier: tuple[float, float]) -> np.ndarray:
     """Normalisation by fixed statistics, channels first: `parameters` are weight, bias, mean, variance, one after the other."""
     y = np.empty(x.shape, x.dtype)
-    kernel = _scale(x.size // max(1, size), channels, size, eps, x.dtype.name, *rectifier)
+    kernel = _scale(x.size // max(1, size), channels, size, eps, x.dtype.char, *rectifier)
     flat = x.reshape(-1)
     kernel(flat, parameters, flat, y.reshape(-1))
     return y

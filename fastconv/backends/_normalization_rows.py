@@ -1,7 +1,7 @@
 """Normalisation where channels lie last: batch and group norm over rows of channels, layer norm over each row.
 
 Batch and group norm see (images, rows, channels); batch norm has one image. Tasks are chunks of rows: one kernel leaves each
-chunk's sums in float64, a second writes what NumPy made of them, a factor and a term for each channel. The rest is as in
+chunk's sums in float64, a serial one makes a factor and a term for each channel of them, a third writes. The rest is as in
 `_normalization`.
 """
 
@@ -41,6 +41,7 @@ from ._simd import (
 ROWS = 256  # rows added in the array's own precision
 TASK = 32768  # elements of a chunk: a few microseconds
 BLOCK = 4096
+TABLES = 6  # float64 numbers a channel: mean, scale, variance, weight, the gradients of bias and weight
 
 
 # -- sums over rows -------------------------------------------------------------------------------------------------------
@@ -137,6 +138,76 @@ def scale_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
                 else:
                     value = rectify(value, slope, ceiling)
                 store_first(y, row + c, value, count)
+
+
+# -- from sums to factors ---------------------------------------------------------------------------------------------------
+
+
+@parallel_kernel
+def combine(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """From the sums in `bias` to the table in y: means, scales and variances, and what `scale_rows` takes; w is weight and bias."""
+    images, rows, channels, each, chunks, ratio, eps = thawed(constants)
+    parts, table, size = as_float64(bias), as_float64(y), images * channels
+    tables = advance(y, TABLES * size * ratio)
+    count = float(rows * each)
+    for n in range(images):
+        for g in range(0, channels, each):
+            mean = variance = 0.0
+            for c in range(g, g + each):
+                for k in range(chunks):
+                    mean += get(parts, (n * chunks + k) * 2 * channels + c)
+                mean += float(rows) * get(x, n * rows * channels + c)
+            mean /= count
+            for c in range(g, g + each):
+                apart = get(x, n * rows * channels + c) - mean
+                for k in range(chunks):
+                    at = (n * chunks + k) * 2 * channels + c
+                    variance += get(parts, at + channels) + 2.0 * apart * get(parts, at)
+                variance += float(rows) * apart * apart
+            variance /= count
+            if variance < 0.0:
+                variance = 0.0
+            scale = 1.0 / math.sqrt(variance + eps)
+            for c in range(g, g + each):
+                factor = scale * get(w, c)
+                at = n * channels + c
+                put(table, at, mean)
+                put(table, size + at, scale)
+                put(table, 2 * size + at, variance)
+                put(table, 3 * size + at, float(get(w, c)))
+                store_first(tables, at, spread(x, mean), 1)
+                store_first(tables, size + at, spread(x, factor), 1)
+                store_first(tables, 2 * size + at, spread(x, get(w, channels + c) - mean * factor), 1)
+
+
+@parallel_kernel
+def combine_backward(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """From the gated sums in `bias` to the gradients of bias and weight, and what `scale_rows` takes backward."""
+    images, rows, channels, each, chunks, ratio, _ = thawed(constants)
+    parts, table, size = as_float64(bias), as_float64(y), images * channels
+    tables = advance(y, TABLES * size * ratio)
+    count = float(rows * each)
+    for n in range(images):
+        for g in range(0, channels, each):
+            first = second = 0.0
+            mean, scale = get(table, n * channels + g), get(table, size + n * channels + g)
+            rounding = mean - float(get(tables, n * channels + g))  # what the vectors subtract is the rounded mean
+            for c in range(g, g + each):
+                a = b = 0.0
+                for k in range(chunks):
+                    at = (n * chunks + k) * 2 * channels + c
+                    a, b = a + get(parts, at), b + get(parts, at + channels)
+                b = (b - rounding * a) * scale
+                at = n * channels + c
+                put(table, 4 * size + at, a)
+                put(table, 5 * size + at, b)
+                weight = get(table, 3 * size + at)
+                first, second = first + weight * a, second + weight * b
+            by_source = -scale * scale * second / count
+            constant = -scale * first / count - mean * by_source
+            for c in range(g, g + each):
+                store_first(tables, 3 * size + n * channels + c, spread(x, by_source), 1)
+                store_first(tables, 4 * size + n * channels + c, spread(x, constant), 1)
 
 
 # -- layer norm -----------------------------------------------------------------------------------------------------------
@@ -237,28 +308,50 @@ def _scale(images: int, rows: int, channels: int, dtype: str, backward: bool, sl
     return scale_rows.bind(dtype, constants, parallel=images * rows * channels > SERIAL_ELEMENTS)
 
 
-def row_statistics(x: np.ndarray, images: int, channels: int) -> np.ndarray:
-    """(2, images, channels): sums over the rows of each image of x less the first row, and of the square, in float64."""
-    rows = x.size // (images * channels)
-    parts = np.empty((images, _chunks(rows, channels)[1], 2, channels))
-    flat = x.reshape(-1)
-    _sums(images, rows, channels, x.dtype.name, False, 1.0, None)(flat, flat, flat, parts.reshape(-1).view(x.dtype))
-    return parts.sum(axis=1).transpose(1, 0, 2)
-
-
-def row_gradient_sums(x: np.ndarray, gy: np.ndarray, mean: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]) -> np.ndarray:
-    """(2, images, channels): sums of gy and of gy (x - mean); `table` is (2, images, channels): factor, term."""
-    _, images, channels = table.shape
-    rows = x.size // (images * channels)
-    parts = np.empty((images, _chunks(rows, channels)[1], 2, channels))
+@functools.lru_cache(maxsize=1024)
+def _row_norm(images: int, rows: int, channels: int, groups: int, eps: float, dtype: str, rectifier: tuple[float, float],
+              ) -> tuple[list[BoundKernel], list[BoundKernel], int]:
+    """The kernels of the forward and the backward pass, and the elements of the sums."""
+    chunks = _chunks(rows, channels)[1]
     slope, ceiling = rectifier
-    kernel = _sums(images, rows, channels, x.dtype.name, True, slope, None if ceiling == math.inf else ceiling)
-    tables = np.empty((3, images, channels), x.dtype)
-    tables[0], tables[1:] = mean, table
-    kernel(x.reshape(-1), gy.reshape(-1), tables.reshape(-1), parts.reshape(-1).view(x.dtype))
-    sums = parts.sum(axis=1).transpose(1, 0, 2)
-    sums[1] -= (mean - tables[0]) * sums[0]  # what the kernel subtracts is the rounded mean
-    return sums
+    limit = None if ceiling == math.inf else ceiling
+    constants = (images, rows, channels, channels // groups, chunks, 8 // np.dtype(dtype).itemsize, eps)
+    forward = [_sums(images, rows, channels, dtype, False, 1.0, None), combine.bind(dtype, constants, parallel=False),
+               _scale(images, rows, channels, dtype, False, slope, ceiling)]
+    backward = [_sums(images, rows, channels, dtype, True, slope, limit), combine_backward.bind(dtype, constants, parallel=False),
+                _scale(images, rows, channels, dtype, True, slope, limit)]
+    return forward, backward, images * chunks * 2 * channels
+
+
+def row_normalized(x: np.ndarray, parameters: np.ndarray, images: int, channels: int, groups: int, eps: float,
+                   rectifier: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The normalised array, through a rectifier, and the table, which starts with mean, scale and variance of each channel."""
+    y = np.empty(x.shape, x.dtype)
+    size = images * channels
+    (sums, combined, scale), _, count = _row_norm(images, x.size // size, channels, groups, eps, x.dtype.char, rectifier)
+    table = np.empty((TABLES + 5) * size + count)  # the last for the sums
+    view = table.view(x.dtype)
+    ratio = view.size // table.size
+    parts, tables, flat = view[(TABLES + 5) * size * ratio:], view[TABLES * size * ratio:], x.reshape(-1)
+    sums(flat, flat, flat, parts)
+    combined(flat, parameters, parts, view)
+    scale(flat, tables[size:], flat, y.reshape(-1))
+    return y, table
+
+
+def row_normalized_gradient(x: np.ndarray, gy: np.ndarray, table: np.ndarray, images: int, channels: int, groups: int,
+                            rectifier: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient of x, and (2, images, channels): those of bias and weight."""
+    gx = np.empty(x.shape, x.dtype)
+    size = images * channels
+    _, (sums, combined, scale), _ = _row_norm(images, x.size // size, channels, groups, 0.0, x.dtype.char, rectifier)
+    view = table.view(x.dtype)
+    ratio = view.size // table.size
+    parts, tables, flat, gy = view[(TABLES + 5) * size * ratio:], view[TABLES * size * ratio:], x.reshape(-1), gy.reshape(-1)
+    sums(flat, gy, tables, parts)
+    combined(flat, gy, parts, view)
+    scale(flat, tables[size:], gy, gx.reshape(-1))
+    return gx, table[4 * size:6 * size].reshape(2, images, channels)
 
 
 def scaled_rows(x: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]) -> np.ndarray:
@@ -266,20 +359,10 @@ def scaled_rows(x: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]
     y = np.empty(x.shape, x.dtype)
     _, images, channels = table.shape
     slope, ceiling = rectifier
-    kernel = _scale(images, x.size // (images * channels), channels, x.dtype.name, False, slope, ceiling)
+    kernel = _scale(images, x.size // (images * channels), channels, x.dtype.char, False, slope, ceiling)
     flat = x.reshape(-1)
     kernel(flat, table.reshape(-1), flat, y.reshape(-1))
     return y
-
-
-def scaled_rows_gradient(x: np.ndarray, gy: np.ndarray, table: np.ndarray, rectifier: tuple[float, float]) -> np.ndarray:
-    """Factor * gy + by_source * x + constant; `table` is (4, images, channels): factor, term, by_source, constant."""
-    gx = np.empty(x.shape, x.dtype)
-    _, images, channels = table.shape
-    slope, ceiling = rectifier
-    kernel = _scale(images, x.size // (images * channels), channels, x.dtype.name, True, slope, None if ceiling == math.inf else ceiling)
-    kernel(x.reshape(-1), table.reshape(-1), gy.reshape(-1), gx.reshape(-1))
-    return gx
 
 
 @functools.lru_cache(maxsize=1024)
@@ -301,7 +384,7 @@ def rows_normalized(x: np.ndarray, parameters: np.ndarray, size: int, eps: float
     y = np.empty(x.shape, x.dtype)
     rows = x.size // size
     table = np.empty(2 * rows)
-    _layer_norm(rows, size, eps, x.dtype.name)(x.reshape(-1), parameters, table.view(x.dtype), y.reshape(-1))
+    _layer_norm(rows, size, eps, x.dtype.char)(x.reshape(-1), parameters, table.view(x.dtype), y.reshape(-1))
     return y, table
 
 
@@ -311,7 +394,7 @@ def rows_normalized_gradient(x: np.ndarray, gy: np.ndarray, weight: np.ndarray, 
     gx = np.empty(x.shape, x.dtype)
     size = weight.size
     rows = x.size // size
-    kernel, chunks = _layer_norm_gradient(rows, size, x.dtype.name)
+    kernel, chunks = _layer_norm_gradient(rows, size, x.dtype.char)
     table = np.empty(size + 2 * rows + chunks * 2 * size)
     view = table.view(x.dtype)
     view[:size] = weight.reshape(-1)

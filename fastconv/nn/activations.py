@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends._activation import activated, activation_gradient, rectified, rectifier_gradient
 from ._layer import Backprop, Layer
 
 __all__ = ["GELU", "LeakyReLU", "ReLU", "ReLU6", "SiLU", "Sigmoid", "Softmax", "Tanh"]
@@ -22,14 +23,10 @@ class _Rectifier(Layer):
 
     def __call__(self, x: Any) -> np.ndarray:
         """The output."""
-        from ..backends._activation import rectified
-
         return rectified(contiguous(self.as_input(x)), self.slope, self.ceiling)
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """The output, from which the gradient is told."""
-        from ..backends._activation import rectifier_gradient
-
         y = self(x)
 
         def backprop(gy: Any) -> np.ndarray:
@@ -104,14 +101,10 @@ class _Smooth(Layer):
 
     def __call__(self, x: Any) -> np.ndarray:
         """The output."""
-        from ..backends._activation import activated
-
         return activated(self.name, contiguous(self.as_input(x)))
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """The output; what the gradient is told from is kept."""
-        from ..backends._activation import activated, activation_gradient
-
         x = contiguous(self.as_input(x))
         y = activated(self.name, x)
         known = y if self.from_output else x

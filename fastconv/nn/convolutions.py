@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import conv
+from .._calls import bias_gradient
+from ..backends._activation import rectifier, rectifier_gradient
 from . import initializers
 from ._layer import Backprop, Layer, check_layout, documented
 
@@ -120,8 +122,6 @@ class _Convolution(Layer):
 
     def forward_activated(self, x: Any, name: str) -> tuple[np.ndarray, Backprop]:
         """As `forward`; the rectifier's gradient is told from the output."""
-        from ..backends._activation import rectifier, rectifier_gradient
-
         x, y = self._run(x, name)
         slope, ceiling = rectifier(name)
         weight = self.params["weight"]
@@ -149,7 +149,7 @@ class _Conv(_Convolution):
         grad_weight = _function("conv{}d_grad_weight", ndim)
         self.grads.accumulate("weight", lambda out: grad_weight(gy, x, weight.shape, out=out, **options))
         if "bias" in self.params:
-            self.grads.add("bias", _bias_gradient(gy, ndim, self.layout))
+            self.grads.add("bias", bias_gradient(gy, ndim, self.layout, gy.dtype))
         return _function("conv{}d_grad_input", ndim)(gy, weight, x.shape, **options)
 
 
@@ -186,12 +186,6 @@ class _Transpose(_Convolution):
 def _function(name: str, ndim: int) -> Any:
     """A public function of a rank."""
     return getattr(conv, name.format(ndim))
-
-
-def _bias_gradient(gy: np.ndarray, ndim: int, layout: str) -> np.ndarray:
-    from .._calls import bias_gradient
-
-    return bias_gradient(gy, ndim, layout, gy.dtype)
 
 
 _DOC = """

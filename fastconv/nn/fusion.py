@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import conv
+from ..backends._activation import apply, rectifier, rectify_in_place
 from ._layer import Layer
 from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh, contiguous
 from .containers import Parallel, Residual, Sequential
@@ -211,8 +212,6 @@ def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None
 
 
 def _linear(layer: Linear, norm: Layer | None, activation: str | None) -> Step:
-    from ..backends._activation import apply, rectifier, rectify_in_place
-
     weight, bias = _folded(layer, norm)
     folded = copy.deepcopy(layer)
     folded.params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
@@ -247,8 +246,6 @@ def _indented(key: str, lines: list[str]) -> list[str]:
 
 
 def _residual(layer: Residual) -> tuple[Step, list[str]]:
-    from ..backends._activation import rectify_in_place
-
     branch, lines = _fused(layer.children["branch"])
     text = _indented("branch", lines)
     shortcut: Step | None = None

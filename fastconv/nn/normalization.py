@@ -8,6 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ..backends._activation import rectifier as rectifier_of
+from ..backends._normalization import batch_runs, group_runs, normalized, normalized_gradient, scaled
+from ..backends._normalization_rows import (
+    row_normalized,
+    row_normalized_gradient,
+    rows_normalized,
+    rows_normalized_gradient,
+    scaled_rows,
+)
 from ._layer import Backprop, Layer, check_layout, documented
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "LayerNorm"]
@@ -80,14 +89,9 @@ class _BatchNorm(_Norm):
 
     def activated(self, x: Any, name: str) -> np.ndarray:
         """A call and the rectifier of a name, in one pass."""
-        from ..backends._activation import rectifier
-
-        return self._infer(x, rectifier(name))
+        return self._infer(x, rectifier_of(name))
 
     def _infer(self, x: Any, rectifier: tuple[float, float]) -> np.ndarray:
-        from ..backends._normalization import scaled
-        from ..backends._normalization_rows import scaled_rows
-
         if "running_mean" not in self.buffers:
             return self._train(x, rectifier)[0]
         x, inner = self._split(x)
@@ -110,9 +114,7 @@ class _BatchNorm(_Norm):
 
     def forward_activated(self, x: Any, name: str) -> tuple[np.ndarray, Backprop]:
         """`forward` and the rectifier of a name, in one pass; so is their gradient."""
-        from ..backends._activation import rectifier
-
-        return self._train(x, rectifier(name))
+        return self._train(x, rectifier_of(name))
 
     def _train(self, x: Any, rectifier: tuple[float, float]) -> tuple[np.ndarray, Backprop]:
         x, inner = self._split(x)
@@ -138,8 +140,6 @@ class _BatchNorm(_Norm):
 
     def _train_planes(self, x: np.ndarray, inner: int, rectifier: tuple[float, float],
                       ) -> tuple[np.ndarray, Backprop, np.ndarray, np.ndarray]:
-        from ..backends._normalization import batch_runs, normalized, normalized_gradient
-
         channels = self.num_features
         runs = batch_runs(x.shape[0], channels, inner)
         y, table = normalized(x, np.concatenate(self._factors()), runs, self.eps, rectifier)
@@ -155,30 +155,17 @@ class _BatchNorm(_Norm):
 
     def _train_rows(self, x: np.ndarray, inner: int, rectifier: tuple[float, float],
                     ) -> tuple[np.ndarray, Backprop, np.ndarray, np.ndarray]:
-        from ..backends._normalization_rows import row_gradient_sums, row_statistics, scaled_rows, scaled_rows_gradient
-
         channels = self.num_features
-        count = x.size // channels
-        sums = row_statistics(x, 1, channels)[:, 0] / count
-        variance = np.maximum(sums[1] - sums[0] ** 2, 0)
-        mean, scale = sums[0] + x.reshape(-1, channels)[0], 1 / np.sqrt(variance + self.eps)
-        weight, bias = self._factors()
-        table = np.empty((4, 1, channels), x.dtype)  # factor, term, and later the gradient's
-        factor = weight * scale
-        table[0, 0], table[1, 0] = factor, bias - mean * factor
-        y = scaled_rows(x, table[:2], rectifier)
+        y, table = row_normalized(x, np.concatenate(self._factors()), 1, channels, channels, self.eps, rectifier)
         shape, dtype = x.shape, x.dtype
 
         def backprop(gy: Any) -> np.ndarray:
             gy = self._contiguous(self.as_gradient(gy, shape, dtype))
-            gb, gw = row_gradient_sums(x, gy, mean, table[:2], rectifier)[:, 0]
-            gw *= scale
-            by_source = -factor * scale * gw / count
-            table[2, 0], table[3, 0] = by_source, -factor * gb / count - mean * by_source
-            self._add(gw, gb)
-            return scaled_rows_gradient(x, gy, table, rectifier)
+            gx, sums = row_normalized_gradient(x, gy, table, 1, channels, channels, rectifier)
+            self._add(sums[1, 0], sums[0, 0])
+            return gx
 
-        return y, backprop, mean, variance
+        return y, backprop, table[:channels], table[2 * channels:3 * channels]
 
 
 _BATCH_NORM_DOC = """
@@ -277,8 +264,6 @@ class LayerNorm(_Norm):
         return self._normalized(x)[1]
 
     def _normalized(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        from ..backends._normalization_rows import rows_normalized
-
         x = self.as_input(x)
         shape = self.normalized_shape
         if x.shape[x.ndim - len(shape):] != shape:
@@ -291,8 +276,6 @@ class LayerNorm(_Norm):
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """The normalised array."""
-        from ..backends._normalization_rows import rows_normalized_gradient
-
         x, y, statistics = self._normalized(x)
         weight = self._factors()[0]
 
@@ -362,8 +345,6 @@ class GroupNorm(_Norm):
         return self._planes(x) if axis == 1 else self._rows(x)
 
     def _planes(self, x: np.ndarray) -> tuple[np.ndarray, Backprop]:
-        from ..backends._normalization import group_runs, normalized, normalized_gradient
-
         runs = group_runs(x.shape[0], self.num_channels, math.prod(x.shape[2:]), self.num_groups)
         y, table = normalized(x, np.concatenate(self._factors()), runs, self.eps, IDENTITY)
 
@@ -377,35 +358,14 @@ class GroupNorm(_Norm):
         return y, backprop
 
     def _rows(self, x: np.ndarray) -> tuple[np.ndarray, Backprop]:
-        from ..backends._normalization_rows import row_gradient_sums, row_statistics, scaled_rows, scaled_rows_gradient
-
         images, channels = x.shape[0], self.num_channels
-        rows, groups = x.size // (images * channels), self.num_groups
-        each = channels // groups
-        count = rows * each
-        first, second = row_statistics(x, images, channels)
-        pivot = x.reshape(images, rows, channels)[:, 0].astype(np.float64)
-
-        def grouped(values: np.ndarray) -> np.ndarray:
-            """The sum over each group, at each of its channels."""
-            return np.repeat(values.reshape(images, groups, each).sum(axis=2), each, axis=1)
-
-        mean = grouped(first + rows * pivot) / count
-        apart = pivot - mean
-        variance = np.maximum(grouped(second + 2 * apart * first + rows * apart * apart) / count, 0)
-        scale = 1 / np.sqrt(variance + self.eps)
-        weight, bias = self._factors()
-        factor = weight * scale
-        table = np.stack([factor, bias - mean * factor]).astype(x.dtype)
-        y = scaled_rows(x, table, IDENTITY)
+        y, table = row_normalized(x, np.concatenate(self._factors()), images, channels, self.num_groups, self.eps, IDENTITY)
 
         def backprop(gy: Any) -> np.ndarray:
             gy = self._contiguous(self.as_gradient(gy, x.shape, x.dtype))
-            gb, gw = row_gradient_sums(x, gy, mean, table, IDENTITY)
-            gw *= scale
-            by_source = -scale * scale * grouped(weight * gw) / count
-            constant = -scale * grouped(weight * gb) / count - mean * by_source
-            self._add(gw.sum(axis=0), gb.sum(axis=0))
-            return scaled_rows_gradient(x, gy, np.stack([*table, by_source, constant]).astype(x.dtype), IDENTITY)
+            gx, sums = row_normalized_gradient(x, gy, table, images, channels, self.num_groups, IDENTITY)
+            gb, gw = sums.sum(axis=1)
+            self._add(gw, gb)
+            return gx
 
         return y, backprop
