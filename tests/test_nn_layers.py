@@ -365,6 +365,17 @@ def test_running_statistics():
         layer.forward(x[:1, :, :1, :1])
 
 
+def test_residual_of_another_dtype():
+    """The sum has the branch's dtype, whatever the input's."""
+    for activation in (None, nn.ReLU(), nn.Tanh()):
+        block = nn.Residual(nn.Linear(3, 3, rng=0), activation=activation)
+        x = np.random.default_rng(0).normal(size=(5, 3))
+        y, backprop = block.forward(x)
+        assert y.dtype == block(x).dtype == block.fuse()(x).dtype == np.float32
+        np.testing.assert_allclose(y, block.forward(x.astype(np.float32))[0], atol=1e-6)
+        assert backprop(np.ones((5, 3))).shape == x.shape
+
+
 def test_attributes_are_parameters():
     """Parameters are read and set as attributes; a wrong shape is refused."""
     layer = nn.Linear(2, 3)

@@ -251,6 +251,14 @@ def rectified(x: np.ndarray, slope: float = 0.0, ceiling: float = math.inf) -> n
     return y
 
 
+def rectified_sum(x: np.ndarray, w: np.ndarray, slope: float, ceiling: float) -> np.ndarray:
+    """The rectifier of the sum of two contiguous arrays."""
+    y = np.empty(x.shape, x.dtype)
+    flat = x.reshape(-1)
+    _rectifier(slope, ceiling, x.size, x.dtype.char, True)(flat, w.reshape(-1), flat, y.reshape(-1))
+    return y
+
+
 def rectify_in_place(y: np.ndarray, slope: float = 0.0, ceiling: float = math.inf, added: np.ndarray | None = None) -> None:
     """Replace a contiguous array, or its sum with another, by its rectifier."""
     y = y.reshape(-1)

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from ._jit import outlined
+from ._jit import inlined, outlined
 from ._normalization import NO_CEILING, SERIAL_ELEMENTS, moments
 from ._simd import (
     BoundKernel,
@@ -47,31 +47,41 @@ TABLES = 6  # float64 numbers a channel: mean, scale, variance, weight, the grad
 # -- sums over rows -------------------------------------------------------------------------------------------------------
 
 
-@outlined
-def row_sums(source, pitch, rows, count, pivot, target):
-    """target[:2 lanes] = sums, over rows, of source - pivot and of its square, in `count` lanes at most."""
-    lanes = lanes_of(source)
-    a = p = zero(source)
-    k = load_first(pivot, 0, count)
-    for r in range(rows):
-        u = load_first(source, r * pitch, count) - k
-        a, p = a + u, fma(u, u, p)
-    store(target, 0, a)
-    store(target, lanes, p)
+@inlined
+def some(p, offset, count):
+    """A vector of which `count` lanes count, zero in the others."""
+    return load(p, offset) if count >= lanes_of(p) else load_first(p, offset, count)
 
 
 @outlined
-def gated_row_sums(source, gradient, pitch, rows, count, mean, factor, term, slope, ceiling, target):
-    """target[:2 lanes] = sums, over rows, of gy and gy (source - mean), gy through the rectifier of factor * source + term."""
+def row_sums(source, channels, rows, pivot, sums):
+    """sums[:channels] += the rows less `pivot`, and sums[padded:] their squares, both whole vectors."""
     lanes = lanes_of(source)
-    a = p = zero(source)
-    m, f, s = load_first(mean, 0, count), load_first(factor, 0, count), load_first(term, 0, count)
+    padded = -(-channels // lanes) * lanes
+    for r in range(0, rows, 2):
+        last = r + 1 == rows
+        for c in range(0, channels, lanes):
+            count = channels - c
+            k = some(pivot, c, count)
+            u = some(source, r * channels + c, count) - k
+            v = zero(source) if last else some(source, (r + 1) * channels + c, count) - k
+            store(sums, c, load(sums, c) + (u + v))
+            store(sums, padded + c, fma(u, u, fma(v, v, load(sums, padded + c))))
+
+
+@outlined
+def gated_row_sums(source, gradient, channels, rows, table, stride, slope, ceiling, sums):
+    """As `row_sums`, of gy and gy (source - mean), gy through the rectifier of factor * source + term; `table` has all three."""
+    lanes = lanes_of(source)
+    padded = -(-channels // lanes) * lanes
     for r in range(rows):
-        u = load_first(source, r * pitch, count)
-        g = gate(fma(u, f, s), load_first(gradient, r * pitch, count), slope, ceiling)
-        a, p = a + g, fma(g, u - m, p)
-    store(target, 0, a)
-    store(target, lanes, p)
+        for c in range(0, channels, lanes):
+            count = channels - c
+            u = some(source, r * channels + c, count)
+            y = fma(u, some(table, stride + c, count), some(table, 2 * stride + c, count))
+            g = gate(y, some(gradient, r * channels + c, count), slope, ceiling)
+            store(sums, c, load(sums, c) + g)
+            store(sums, padded + c, fma(g, u - some(table, c, count), load(sums, padded + c)))
 
 
 @parallel_kernel
@@ -83,7 +93,7 @@ def sum_rows_twice(x, w, bias, y, constants, scratch, counters, thread, threads)
     images, rows, channels, chunk_rows, chunks, gated, slope, ceiling = thawed(constants)
     lanes = lanes_of(x)
     parts = as_float64(y)
-    stride = images * channels
+    stride, padded = images * channels, -(-channels // lanes) * lanes
     while True:
         task = next_task(counters)
         if task >= images * chunks:
@@ -94,19 +104,17 @@ def sum_rows_twice(x, w, bias, y, constants, scratch, counters, thread, threads)
         for c in range(2 * channels):
             put(target, c, 0.0)
         for r in range(start, end, ROWS):
-            height = min(ROWS, end - r)
-            for c in range(0, channels, lanes):
-                count = min(lanes, channels - c)
-                at = (n * rows + r) * channels + c
-                if gated:
-                    table = advance(bias, n * channels + c)
-                    gated_row_sums(advance(x, at), advance(w, at), channels, height, count, table, advance(table, stride),
-                                   advance(table, 2 * stride), slope, ceiling, scratch)
-                else:
-                    row_sums(advance(x, at), channels, height, count, advance(x, n * rows * channels + c), scratch)
-                for i in range(count):
-                    put(target, c + i, get(target, c + i) + get(scratch, i))
-                    put(target, channels + c + i, get(target, channels + c + i) + get(scratch, lanes + i))
+            height, at = min(ROWS, end - r), (n * rows + r) * channels
+            for c in range(0, 2 * padded, lanes):
+                store(scratch, c, zero(x))
+            if gated:
+                table = advance(bias, n * channels)
+                gated_row_sums(advance(x, at), advance(w, at), channels, height, table, stride, slope, ceiling, scratch)
+            else:
+                row_sums(advance(x, at), channels, height, advance(x, n * rows * channels), scratch)
+            for c in range(channels):
+                put(target, c, get(target, c) + get(scratch, c))
+                put(target, channels + c, get(target, channels + c) + get(scratch, padded + c))
 
 
 @parallel_kernel
@@ -129,15 +137,18 @@ def scale_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
             row = (n * rows + r) * channels
             for c in range(0, channels, lanes):
                 count = channels - c
-                f, s = load_first(table, c, count), load_first(table, stride + c, count)
-                u = load_first(x, row + c, count)
+                f, s = some(table, c, count), some(table, stride + c, count)
+                u = some(x, row + c, count)
                 value = fma(u, f, s)
                 if backward:
-                    g = gate(value, load_first(bias, row + c, count), slope, ceiling)
-                    value = fma(g, f, fma(u, load_first(table, 2 * stride + c, count), load_first(table, 3 * stride + c, count)))
+                    g = gate(value, some(bias, row + c, count), slope, ceiling)
+                    value = fma(g, f, fma(u, some(table, 2 * stride + c, count), some(table, 3 * stride + c, count)))
                 else:
                     value = rectify(value, slope, ceiling)
-                store_first(y, row + c, value, count)
+                if count >= lanes:
+                    store(y, row + c, value)
+                else:
+                    store_first(y, row + c, value, count)
 
 
 # -- from sums to factors ---------------------------------------------------------------------------------------------------
@@ -297,7 +308,8 @@ def _chunks(rows: int, channels: int) -> tuple[int, int]:
 def _sums(images: int, rows: int, channels: int, dtype: str, gated: bool, slope: float, ceiling: float | None) -> BoundKernel:
     scalar = np.dtype(dtype).type
     constants = (images, rows, channels, *_chunks(rows, channels), gated, scalar(slope), scalar(NO_CEILING if ceiling is None else ceiling))
-    return sum_rows_twice.bind(dtype, constants, scratch=2 * lane_count(dtype), parallel=images * rows * channels > SERIAL_ELEMENTS)
+    scratch = 2 * (channels + lane_count(dtype))
+    return sum_rows_twice.bind(dtype, constants, scratch=scratch, parallel=images * rows * channels > SERIAL_ELEMENTS)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -18,7 +18,9 @@ def contiguous(x: np.ndarray) -> np.ndarray:
     return x if x.flags.c_contiguous and x.flags.writeable else np.array(x, order="C")
 
 
-class _Rectifier(Layer):
+class Rectifier(Layer):
+    """A slope below zero and a ceiling: the gradient is told from the output."""
+
     slope, ceiling = 0.0, math.inf
 
     def __call__(self, x: Any) -> np.ndarray:
@@ -28,14 +30,17 @@ class _Rectifier(Layer):
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """The output, from which the gradient is told."""
         y = self(x)
+        return y, self.backward_from(y)
 
+    def backward_from(self, y: np.ndarray) -> Backprop:
+        """The backward pass of an output."""
         def backprop(gy: Any) -> np.ndarray:
             return rectifier_gradient(y, contiguous(self.as_gradient(gy, y.shape, y.dtype)), self.slope, self.ceiling)
 
-        return y, backprop
+        return backprop
 
 
-class ReLU(_Rectifier):
+class ReLU(Rectifier):
     """y = max(x, 0); the gradient at 0 is 0.
 
     Examples
@@ -49,7 +54,7 @@ class ReLU(_Rectifier):
     rectifier = "relu"
 
 
-class ReLU6(_Rectifier):
+class ReLU6(Rectifier):
     """y = min(max(x, 0), 6).
 
     Examples
@@ -67,7 +72,7 @@ class ReLU6(_Rectifier):
     rectifier = "relu6"
 
 
-class LeakyReLU(_Rectifier):
+class LeakyReLU(Rectifier):
     """y = x where x is positive, else negative_slope * x.
 
     Parameters

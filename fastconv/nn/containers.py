@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backends._activation import rectified_sum
 from ._layer import Backprop, Layer, Trace, check_layout
+from .activations import Rectifier, contiguous
 
 __all__ = ["Parallel", "Residual", "Sequential"]
 
@@ -203,16 +205,26 @@ class Residual(Layer):
             elif layer is not None or key == "branch":
                 raise TypeError(f"Residual: {key} must be a layer, got {layer!r}")
 
-    def _check(self, y: np.ndarray, x: np.ndarray) -> None:
+    def fitting(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """What the shortcut gives, x, in the dtype of the branch's output y."""
         if y.shape != x.shape:
             raise ValueError(f"Residual: the branch gives shape {y.shape}, the shortcut {x.shape}: they must be equal")
+        return x if x.dtype is y.dtype else x.astype(y.dtype)
 
     def __call__(self, x: Any) -> np.ndarray:
         """The activated sum."""
         children = self.children
         y, x = children["branch"](x), children["shortcut"](x) if "shortcut" in children else self.as_input(x)
-        self._check(y, x)
+        x = self.fitting(y, x)
+        rectifier = self._rectifier()
+        if rectifier is not None:
+            return rectified_sum(contiguous(y), contiguous(x), *rectifier)
         return children["activation"](y + x) if "activation" in children else y + x
+
+    def _rectifier(self) -> tuple[float, float] | None:
+        """Slope and ceiling of the activation, if it is computed with the sum."""
+        activation = self.children.get("activation")
+        return (activation.slope, activation.ceiling) if isinstance(activation, Rectifier) else None
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """As a call; the gradient of `x` is the sum of the branch's and the shortcut's."""
@@ -220,8 +232,16 @@ class Residual(Layer):
         x = self.as_input(x)
         y, through_branch = children["branch"].forward(x)
         carried, through_shortcut = children["shortcut"].forward(x) if "shortcut" in children else (x, None)
-        self._check(y, carried)
-        y, through_activation = children["activation"].forward(y + carried) if "activation" in children else (y + carried, None)
+        carried = self.fitting(y, carried)
+        through_activation: Backprop | None = None
+        rectifier = self._rectifier()
+        if rectifier is not None:
+            y = rectified_sum(contiguous(y), contiguous(carried), *rectifier)
+            through_activation = children["activation"].backward_from(y)
+        elif "activation" in children:
+            y, through_activation = children["activation"].forward(y + carried)
+        else:
+            y = y + carried
         shape, dtype = y.shape, y.dtype
 
         def backprop(gy: Any) -> np.ndarray:
@@ -237,8 +257,7 @@ class Residual(Layer):
             return self.children[key].trace(x, record, f"{name}.{key}" if name else key) if key in self.children else x
 
         y, x = traced("branch", x), traced("shortcut", x)
-        self._check(y, x)
-        return traced("activation", y + x)
+        return traced("activation", y + self.fitting(y, x))
 
     def __repr__(self) -> str:
         lines = [f"  ({key}): " + repr(child).replace("\n", "\n  ") for key, child in self.children.items()]

@@ -262,7 +262,7 @@ def _residual(layer: Residual) -> tuple[Step, list[str]]:
 
     def step(x: np.ndarray) -> np.ndarray:
         y, carried = branch(x), x if shortcut is None else shortcut(x)
-        layer._check(y, carried)
+        carried = layer.fitting(y, carried)
         if np.may_share_memory(x, y) or not y.flags.c_contiguous:
             y = np.array(y, order="C")
         rectify_in_place(y, slope, ceiling, contiguous(carried))
