@@ -125,8 +125,14 @@ POOLS = [
     Case("GlobalAvgPool", wrong=(4,), linear=True),
     Case("GlobalMaxPool", wrong=(4,)),
 ]
+LOCAL = [
+    conv("LocallyConnected2d", 4, 3, (7, 6), 3, 2, 1, wrong=(2, 4, 6, 6)),
+    conv("LocallyConnected2d", 4, 6, (7, 6), (3, 2), groups=2, layout="NHWC", **LAST),
+]
 if importlib.util.find_spec("fastconv.pool"):
     CASES += POOLS
+if importlib.util.find_spec("fastconv.local"):
+    CASES += LOCAL
 
 
 @dataclass(frozen=True)
@@ -338,7 +344,7 @@ def test_layouts_agree(name, arguments, options):
 def test_every_layer_is_tested():
     """No public layer without a case."""
     layers = {name for name in nn.__all__ if isinstance(getattr(nn, name), type) and issubclass(getattr(nn, name), nn.Layer)}
-    assert layers - {"Layer"} == {case.name for case in CASES} | {case.name for case in POOLS}
+    assert layers - {"Layer"} == {case.name for case in CASES + POOLS + LOCAL}
 
 
 def test_large_means_keep_their_variance():

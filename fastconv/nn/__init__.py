@@ -21,6 +21,7 @@ from .convolutions import (
 )
 from .fusion import Fused, fuse
 from .linear import Linear
+from .local import LocallyConnected2d
 from .losses import binary_cross_entropy, mse, softmax_cross_entropy
 from .normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm
 from .optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
@@ -90,6 +91,7 @@ __all__ = [
     "LayerSummary",
     "LeakyReLU",
     "Linear",
+    "LocallyConnected2d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
