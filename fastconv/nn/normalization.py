@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..backends._activation import rectifier as rectifier_of
+from ..backends._layer_norm import rows_normalized, rows_normalized_gradient
 from ..backends._normalization import batch_runs, group_runs, normalized, normalized_gradient, scaled
 from ..backends._normalization_rows import (
     row_normalized,
     row_normalized_gradient,
-    rows_normalized,
-    rows_normalized_gradient,
     scaled_rows,
 )
 from ._layer import Backprop, Layer, check_layout, documented
