@@ -280,6 +280,8 @@ def test_pickling(case):
     layer.forward(x)
     again = pickle.loads(pickle.dumps(layer))
     assert repr(again) == repr(layer)
+    for p in again.named_parameters():
+        assert p.params[p.key].dtype is p.grads[p.key].dtype is np.dtype(np.float64)
     np.testing.assert_array_equal(again(x), layer(x))
     assert list(again.state_dict()) == list(layer.state_dict())
     np.testing.assert_array_equal(again.forward(x)[0], layer.forward(x)[0])

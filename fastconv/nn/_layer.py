@@ -34,11 +34,11 @@ class Gradients(MutableMapping[str, np.ndarray]):
     """
 
     def __init__(self) -> None:
-        self._arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, np.ndarray] = {}
         self._cleared: set[str] = set()
 
     def __getitem__(self, key: str) -> np.ndarray:
-        array = self._arrays[key]
+        array = self.arrays[key]
         if key in self._cleared:
             self._cleared.discard(key)
             array.fill(0)
@@ -46,35 +46,35 @@ class Gradients(MutableMapping[str, np.ndarray]):
 
     def __setitem__(self, key: str, value: np.ndarray) -> None:
         self._cleared.discard(key)
-        self._arrays[key] = value
+        self.arrays[key] = value
 
     def __delitem__(self, key: str) -> None:
-        del self._arrays[key]
+        del self.arrays[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self.arrays)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self.arrays)
 
     def __repr__(self) -> str:
         return repr(dict(self))
 
     def clear_all(self) -> None:
         """Set all to zero."""
-        self._cleared.update(self._arrays)
+        self._cleared.update(self.arrays)
 
     def add(self, key: str, value: np.ndarray) -> None:
         """Add to a gradient."""
         if key in self._cleared:
             self._cleared.discard(key)
-            self._arrays[key][...] = value
+            self.arrays[key][...] = value
         else:
-            self._arrays[key] += value
+            self.arrays[key] += value
 
     def accumulate(self, key: str, compute: Callable[[np.ndarray | None], np.ndarray]) -> None:
         """Add `compute(None)`, or let `compute(out)` write where there is nothing to add to."""
-        array = self._arrays[key]
+        array = self.arrays[key]
         if key in self._cleared and array.size >= LARGE:
             compute(array)
             self._cleared.discard(key)
@@ -211,6 +211,15 @@ class Layer:
                 found[name] = np.array(array, found[name].dtype, order="C")
                 return
         object.__setattr__(self, name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a pickle, where dtypes are equal to NumPy's own but other objects: calls seen before are told by their identity."""
+        self.__dict__.update(state)
+        if self.dtype is not None:
+            self.__dict__["dtype"] = FLOATS[self.dtype]
+        for arrays in (self.params, self.buffers, self.grads.arrays):
+            for key, array in arrays.items():
+                arrays[key] = array.view(np.dtype(array.dtype.str))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.arguments()})"
