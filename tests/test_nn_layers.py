@@ -373,6 +373,20 @@ def test_running_statistics():
         layer.forward(x[:1, :, :1, :1])
 
 
+def test_input_gradients_can_be_left_out():
+    """The parameters' gradients stay the same."""
+    for model in (nn.Sequential(nn.Conv2d(2, 3, 3, rng=0), nn.ReLU(), nn.Conv2d(3, 2, 3, rng=1)), nn.Sequential(nn.Tanh()),
+                  nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 3, rng=0), nn.Sigmoid()), nn.BatchNorm2d(3)), nn.Sequential()):
+        y, backprop = model.forward(np.random.default_rng(0).normal(size=(2, 2, 6, 6)))
+        gy = np.random.default_rng(1).normal(size=y.shape)
+        backprop(gy)
+        wanted = gradients(model)
+        model.zero_grad()
+        backprop(gy, input_gradient=False)
+        for name, gradient in gradients(model).items():
+            np.testing.assert_array_equal(gradient, wanted[name])
+
+
 def test_residual_of_another_dtype():
     """The sum has the branch's dtype, whatever the input's."""
     for activation in (None, nn.ReLU(), nn.Tanh()):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backprop", "Gradients", "Layer", "Parameter"]
 
-Backprop = Callable[[Any], np.ndarray]
+Backprop = Callable[..., np.ndarray]
 Trace = Callable[[str, "Layer", tuple[int, ...], tuple[int, ...]], None]
 LARGE = 1 << 14  # elements from which a gradient is written in place: a sum through memory then takes longer than the checks of `out=`
 FLOATS = {np.dtype(name): np.dtype(name) for name in ("float32", "float64")}
@@ -107,6 +107,7 @@ class Layer:
     """
 
     takes_activation = False  # whether `activated` and `forward_activated` are there
+    skips_input_gradient = False  # whether `backprop(gy, input_gradient=False)` saves the first layer's, which training has no use for
     rectifier: str | None = None  # name of the activation that this layer is, if its gradient can be told from its output
 
     def __init__(self, dtype: Any = None):

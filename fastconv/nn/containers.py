@@ -59,6 +59,8 @@ class Sequential(_Container):
     ((3, 2), (3, 4))
     """
 
+    skips_input_gradient = True
+
     def __call__(self, x: Any) -> np.ndarray:
         """The last layer's output; a rectifier is computed by the layer before it, where that can."""
         layers = list(self.children.values())
@@ -71,7 +73,10 @@ class Sequential(_Container):
         return x
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
-        """As a call, with each layer's backward pass kept."""
+        """As a call, with each layer's backward pass kept.
+
+        `backprop(gy, input_gradient=False)` adds the parameters' gradients only: what it returns is of no use.
+        """
         layers = list(self.children.values())
         backprops: list[Backprop] = []
         i = 0
@@ -82,11 +87,16 @@ class Sequential(_Container):
             backprops.append(backprop)
             i += 1 if name is None else 2
         backprops.reverse()
+        skips = bool(layers) and layers[0].skips_input_gradient
 
-        def backward(gy: Any) -> np.ndarray:
-            for backprop in backprops:
+        def backward(gy: Any, input_gradient: bool = True) -> np.ndarray:
+            if input_gradient or not skips:
+                for backprop in backprops:
+                    gy = backprop(gy)
+                return gy
+            for backprop in backprops[:-1]:
                 gy = backprop(gy)
-            return gy
+            return backprops[-1](gy, input_gradient=False)
 
         return x, backward
 

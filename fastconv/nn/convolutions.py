@@ -90,7 +90,7 @@ class _Convolution(Layer):
     def _compute(self, x: np.ndarray, activation: str | None) -> np.ndarray:
         raise NotImplementedError
 
-    def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
         raise NotImplementedError
 
     def _run(self, x: Any, activation: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -113,12 +113,12 @@ class _Convolution(Layer):
         x, y = self._run(x, None)
         shape, dtype, weight = y.shape, y.dtype, self.params["weight"]
 
-        def backprop(gy: Any) -> np.ndarray:
-            return self._gradients(self.as_gradient(gy, shape, dtype), x, weight)
+        def backprop(gy: Any, input_gradient: bool = True) -> np.ndarray:
+            return self._gradients(self.as_gradient(gy, shape, dtype), x, weight, input_gradient)
 
         return y, backprop
 
-    takes_activation = True
+    takes_activation = skips_input_gradient = True
 
     def forward_activated(self, x: Any, name: str) -> tuple[np.ndarray, Backprop]:
         """As `forward`; the rectifier's gradient is told from the output."""
@@ -126,10 +126,10 @@ class _Convolution(Layer):
         slope, ceiling = rectifier(name)
         weight = self.params["weight"]
 
-        def backprop(gy: Any) -> np.ndarray:
+        def backprop(gy: Any, input_gradient: bool = True) -> np.ndarray:
             gy = self.as_gradient(gy, y.shape, y.dtype)
             gy = rectifier_gradient(y, gy if gy.flags.num & 0x501 == 0x501 else np.array(gy, order="C"), slope, ceiling)
-            return self._gradients(gy, x, weight)
+            return self._gradients(gy, x, weight, input_gradient)
 
         return y, backprop
 
@@ -144,13 +144,13 @@ class _Conv(_Convolution):
         params = self.params
         return _function("conv{}d", self.ndim)(x, params["weight"], params.get("bias"), activation=activation, **self.options)
 
-    def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
         ndim, options = self.ndim, self.options
         grad_weight = _function("conv{}d_grad_weight", ndim)
         self.grads.accumulate("weight", lambda out: grad_weight(gy, x, weight.shape, out=out, **options))
         if "bias" in self.params:
             self.grads.add("bias", bias_gradient(gy, ndim, self.layout, gy.dtype))
-        return _function("conv{}d_grad_input", ndim)(gy, weight, x.shape, **options)
+        return _function("conv{}d_grad_input", ndim)(gy, weight, x.shape, **options) if input_gradient else gy
 
 
 class _Transpose(_Convolution):
@@ -173,7 +173,7 @@ class _Transpose(_Convolution):
         params = self.params
         return _function("conv_transpose{}d", self.ndim)(x, params["weight"], params.get("bias"), activation=activation, **self.options)
 
-    def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
         bias = "bias" in self.params
         gx, gw, gb = _function("conv_transpose{}d_backward", self.ndim)(gy, x, weight, bias=bias, **self.options)
         self.grads.add("weight", gw)
