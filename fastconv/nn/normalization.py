@@ -124,18 +124,17 @@ class _BatchNorm(_Norm):
             raise ValueError(f"{self!r}: training needs more than one value a channel, got x of shape {x.shape}")
         y, backprop, mean, variance = (self._train_planes if inner > 1 else self._train_rows)(x, inner, rectifier)
         if "running_mean" in self.buffers:
-            self._track(mean, variance * (count / (count - 1)))
+            self._track(mean, variance, count / (count - 1))
         return y, backprop
 
-    def _track(self, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Move the running statistics towards a batch's; momentum None averages all batches."""
+    def _track(self, mean: np.ndarray, variance: np.ndarray, unbiased: float) -> None:
+        """Move the running statistics towards a batch's, the variance times `unbiased`; momentum None averages all batches."""
         buffers = self.buffers
         buffers["num_batches_tracked"] += 1
         factor = 1.0 / int(buffers["num_batches_tracked"]) if self.momentum is None else self.momentum
-        for key, value in (("running_mean", mean), ("running_var", variance)):
-            running = buffers[key]
+        for running, value, scale in ((buffers["running_mean"], mean, factor), (buffers["running_var"], variance, factor * unbiased)):
             running *= 1.0 - factor
-            running += factor * value
+            running += scale * value
 
     def _train_planes(self, x: np.ndarray, inner: int, rectifier: tuple[float, float],
                       ) -> tuple[np.ndarray, Backprop, np.ndarray, np.ndarray]:
