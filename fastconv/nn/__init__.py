@@ -7,6 +7,7 @@ into `layer.grads`.
 from . import initializers
 from ._layer import Backprop, Gradients, Layer, Parameter
 from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
+from .checkpoint import load_checkpoint, save_checkpoint
 from .containers import Parallel, Residual, Sequential
 from .convolutions import (
     Conv1d,
@@ -19,10 +20,12 @@ from .convolutions import (
     PointwiseConv2d,
     SeparableConv2d,
 )
+from .datasets import load_cifar10, load_cifar100, load_digits, load_mnist, read_idx
 from .fusion import Fused, fuse
 from .linear import Linear
 from .local import LocallyConnected2d
 from .losses import binary_cross_entropy, mse, softmax_cross_entropy
+from .models import inception_block, lenet5, mobilenet_v2, resnet18, small_vgg
 from .normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm
 from .optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from .pooling import (
@@ -48,6 +51,7 @@ from .reshaping import Dropout, Flatten
 from .schedules import CosineSchedule, ExponentialSchedule, OneCycleSchedule, Schedule, StepSchedule, WarmUpSchedule
 from .state import load, load_state_dict, save, state_dict
 from .summary import LayerSummary, summarize, summary
+from .training import Evaluation, History, confusion_matrix, evaluate, fit, predict
 
 __all__ = [
     "GELU",
@@ -76,6 +80,7 @@ __all__ = [
     "CosineSchedule",
     "DepthwiseConv2d",
     "Dropout",
+    "Evaluation",
     "ExponentialSchedule",
     "Flatten",
     "Fused",
@@ -83,6 +88,7 @@ __all__ = [
     "GlobalMaxPool",
     "Gradients",
     "GroupNorm",
+    "History",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
@@ -114,12 +120,28 @@ __all__ = [
     "Tanh",
     "WarmUpSchedule",
     "binary_cross_entropy",
+    "confusion_matrix",
+    "evaluate",
+    "fit",
     "fuse",
+    "inception_block",
     "initializers",
+    "lenet5",
     "load",
+    "load_checkpoint",
+    "load_cifar10",
+    "load_cifar100",
+    "load_digits",
+    "load_mnist",
     "load_state_dict",
+    "mobilenet_v2",
     "mse",
+    "predict",
+    "read_idx",
+    "resnet18",
     "save",
+    "save_checkpoint",
+    "small_vgg",
     "softmax_cross_entropy",
     "state_dict",
     "summarize",
