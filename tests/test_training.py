@@ -81,7 +81,7 @@ def test_validation_share_and_pair():
     _, _, history = fitted(validation=0.25)
     assert len(history.val_loss) == len(history.val_accuracy) == 3
     model, _, history = fitted(validation=(x, y))
-    assert history.val_loss[-1], history.val_accuracy[-1] == nn.evaluate(model, x, y)
+    assert (history.val_loss[-1], history.val_accuracy[-1]) == nn.evaluate(model, x, y)
 
 
 def test_other_targets_have_no_accuracy():

@@ -360,9 +360,9 @@ def _split(x: np.ndarray, y: np.ndarray, validation: Any, rng: np.random.Generat
     """Training inputs and targets, and the held-out ones."""
     if validation is None:
         return x, y, None
-    if isinstance(validation, tuple):
+    if isinstance(validation, (tuple, list)):
         if len(validation) != 2:
-            raise ValueError(f"validation must be a pair (x, y) or a share between 0 and 1, got a tuple of {len(validation)}")
+            raise ValueError(f"validation must be a pair (x, y) or a share between 0 and 1, got {len(validation)} things")
         return x, y, _samples("validation[0]", "validation[1]", *validation)
     if not isinstance(validation, float) or not 0 < validation < 1:
         raise ValueError(f"validation must be a pair (x, y) or a share between 0 and 1, got {validation!r}")
