@@ -5,11 +5,12 @@ import pickle
 import signal
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import nn
 from fastconv.train import digits
 
@@ -215,12 +216,14 @@ np.savez(sys.argv[1] + ".end.npz", **model.state_dict())
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
     """Killed in the middle of its third epoch, then run again: the same bits as a run that was left alone."""
     script = tmp_path / "run.py"
-    script.write_text(textwrap.dedent(KILLED))
+    script.write_text(KILLED)
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastconv.__file__).parent.parent)}
 
     def command(name, step):
         return [sys.executable, str(script), str(tmp_path / name), str(step)]
 
-    process = subprocess.Popen(command("killed.npz", 10), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command("killed.npz", 10), stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout.readline() == "now\n"
         os.kill(process.pid, signal.SIGKILL)
@@ -229,8 +232,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
         process.wait()
         process.stdout.close()
     assert len(nn.load_checkpoint(tmp_path / "killed.npz")["history"]["loss"]) == 2
-    subprocess.run(command("killed.npz", -1), check=True)
-    subprocess.run(command("alone.npz", -1), check=True)
+    subprocess.run(command("killed.npz", -1), check=True, env=environment)
+    subprocess.run(command("alone.npz", -1), check=True, env=environment)
     ends = [np.load(tmp_path / f"{name}.npz.end.npz") for name in ("killed", "alone")]
     for key in ends[0].files:
         np.testing.assert_array_equal(ends[0][key], ends[1][key], err_msg=key, strict=True)

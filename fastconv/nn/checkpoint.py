@@ -81,6 +81,17 @@ def load_checkpoint(path: str | os.PathLike[str], model: Layer | None = None, op
         If the file is truncated, is no checkpoint, or does not fit the model, the optimizer or the schedule.
     FileNotFoundError
         If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile, os, fastconv.nn as nn
+    >>> model, other = nn.Linear(4, 2, rng=0), nn.Linear(4, 2, rng=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "run.npz")
+    ...     nn.save_checkpoint(path, model, nn.SGD(model, lr=0.1), epoch=3)
+    ...     extra = nn.load_checkpoint(path, other, nn.SGD(other, lr=0.5))
+    >>> extra["epoch"], bool((model.weight == other.weight).all())
+    (3, True)
     """
     path = check_path(path)
     arrays, record = _read(path)

@@ -26,7 +26,14 @@ EVALUATION_BATCH = 256
 
 
 class Evaluation(NamedTuple):
-    """Mean loss, and the share of right answers where the targets are labels, one a sample."""
+    """Mean loss, and the share of right answers where the targets are labels, one a sample.
+
+    Examples
+    --------
+    >>> import fastconv.nn as nn
+    >>> nn.Evaluation(loss=0.1, accuracy=0.98).accuracy
+    0.98
+    """
 
     loss: float
     accuracy: float | None
@@ -46,6 +53,13 @@ class History:
         Learning rate of the epoch's last step.
     seconds : list of float
         The epoch's duration, validation included.
+
+    Examples
+    --------
+    >>> import fastconv.nn as nn
+    >>> history = nn.History(loss=[0.7, 0.5, 0.6], lr=[0.1, 0.1, 0.1])
+    >>> len(history), history.stale(), history.line()
+    (3, 1, 'loss 0.6000  lr 0.1')
     """
 
     loss: list[float] = field(default_factory=list)
