@@ -12,6 +12,7 @@ of PyTorch and ONNX Runtime are made from this package's layers, with the same w
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -408,7 +409,7 @@ def print_layers(name: str, threads: int, seconds: float) -> None:
 
 
 def _print_fused(name: str, model: nn.Layer, x: np.ndarray, seconds: float) -> None:
-    """Each child of the model fused by itself, one after the other; those of sequences one by one."""
+    """Each child of the model fused by itself, those of sequences one by one."""
     def parts(layer: nn.Layer, name: str) -> list[tuple[str, list[nn.Layer]]]:
         """Layers that are fused with each other: a convolution with what follows it."""
         found: list[tuple[str, list[nn.Layer]]] = []
@@ -422,18 +423,28 @@ def _print_fused(name: str, model: nn.Layer, x: np.ndarray, seconds: float) -> N
                 found.append((inner, [child]))
         return found
 
-    print(f"{name}: milliseconds of each fused step")
-    total = 0.0
+    steps, shapes = [], [x.shape]
+    y = x
     for key, layers in parts(model, ""):
-        fused = nn.Sequential(*layers).fuse(x.shape)
-        fused(x)
-        taken = _median(lambda fused=fused, x=x: fused(x), seconds / 20) * 1e3  # type: ignore[misc]
-        total += taken
-        y = fused(x)
-        shapes = f"{'x'.join(map(str, x.shape))} -> {'x'.join(map(str, y.shape))}"
-        print(f"  {key:24s}{taken:9.3f}  {shapes:36s} {type(layers[0]).__name__}")
-        x = y
-    print(f"  {'all':24s}{total:9.3f}")
+        steps.append((key, type(layers[0]).__name__, nn.Sequential(*layers).fuse(y.shape)))
+        y = steps[-1][2](y)
+        shapes.append(y.shape)
+    whole = model.fuse(x.shape)
+    times: list[list[float]] = []
+    end = time.perf_counter() + max(seconds, 0.5)
+    while time.perf_counter() < end:  # one after the other: each finds the caches as it would in the whole
+        y, marks = x, [time.perf_counter()]
+        for _, _, step in steps:
+            y = step(y)
+            marks.append(time.perf_counter())
+        times.append(np.diff(marks).tolist())
+    medians = [statistics.median(column) * 1e3 for column in zip(*times)]
+    taken_by_all = _median(lambda: whole(x), seconds) * 1e3
+    print(f"{name}: milliseconds of each fused step; {sum(medians):.3f} together, {taken_by_all:.3f} the whole model")
+    for (key, kind, step), before, after, taken in zip(steps, shapes, shapes[1:], medians):
+        alone = _median(functools.partial(step, np.ones(before, np.float32)), 0.01) * 1e3
+        sizes = f"{'x'.join(map(str, before))} -> {'x'.join(map(str, after))}"
+        print(f"  {key:24s}{taken:9.3f} {alone:9.3f} again and again  {sizes:36s} {kind}")
 
 
 if __name__ == "__main__":
