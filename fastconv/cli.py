@@ -334,7 +334,7 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=_positive(int), default=25, metavar="N", help="passes over the images (default: %(default)s)")
+    parser.add_argument("--epochs", type=_positive(int), default=40, metavar="N", help="passes over the images (default: %(default)s)")
     parser.add_argument("--batch-size", type=_positive(int), default=32, metavar="N", help="images a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=_positive(float), default=0.006, metavar="R", help="the highest (default: %(default)s)")
     parser.add_argument("--held-out", type=_positive(float), default=0.2, metavar="S", help="share of the images (default: %(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from fastconv import nn
 
 __all__ = ["Outcome", "Settings", "digits_model", "lines", "shifted", "train"]
 
+SMOOTHING = 0.1  # of the labels: 356, 358, 358, 357 of 359 right with the seeds 0 to 3; 355, 357, 358, 357 without
+
 
 @dataclass(frozen=True)
 class Settings:
     """How to train."""
 
-    epochs: int = 25
+    epochs: int = 40
     batch_size: int = 32
     learning_rate: float = 0.006  # the highest of the cycle
     held_out: float = 0.2
@@ -112,10 +115,11 @@ def train(settings: Settings) -> Outcome:
     model = digits_model(rng)
     seconds_compiling = _compile(model, images[kept], labels[kept], settings)
     optimizer = nn.AdamW(model, lr=settings.learning_rate)
+    loss = functools.partial(nn.softmax_cross_entropy, label_smoothing=SMOOTHING)
     steps = settings.epochs * -(-len(kept) // settings.batch_size)
     schedule = nn.OneCycleSchedule(optimizer, settings.learning_rate, max(2, steps))
     start = time.perf_counter()
-    history = nn.fit(model, images[kept], labels[kept], optimizer=optimizer, schedule=schedule, epochs=settings.epochs,
+    history = nn.fit(model, images[kept], labels[kept], loss=loss, optimizer=optimizer, schedule=schedule, epochs=settings.epochs,
                      batch_size=settings.batch_size, seed=settings.seed, validation=(images[held], labels[held]), augment=shifted,
                      checkpoint=settings.checkpoint, progress=settings.progress)
     seconds_training = time.perf_counter() - start

@@ -134,4 +134,4 @@ def _curves(outcome: Outcome) -> str:
                       stroke_width=2) for values, colour in curves.values()]
     legend = element("ul", *(element("li", element("i", style=f"background: {colour}"), name) for name, (_, colour) in curves.items()),
                      class_="legend")
-    return _card("Loss", "Softmax cross-entropy, by epoch.", legend, _svg(width, height, "Loss by epoch", *parts))
+    return _card("Loss", "Softmax cross-entropy with smoothed labels, by epoch.", legend, _svg(width, height, "Loss by epoch", *parts))
