@@ -89,7 +89,7 @@ from .pool import (
 from .unfolding import fold, fold_backward, unfold, unfold_backward
 
 if TYPE_CHECKING:
-    from . import linalg
+    from . import linalg, nn
 
 __all__ = [
     "BackendError",
@@ -169,6 +169,7 @@ __all__ = [
     "max_unpool2d_backward",
     "max_unpool3d",
     "max_unpool3d_backward",
+    "nn",
     "plan_conv1d",
     "plan_conv2d",
     "plan_conv3d",
@@ -183,7 +184,7 @@ __all__ = [
     "wisdom",
 ]
 
-LAZY_MODULES = ("linalg",)  # imported when they are first asked for
+LAZY_MODULES = ("linalg", "nn")  # imported when they are first asked for
 
 
 def __getattr__(name: str) -> Any:

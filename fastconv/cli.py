@@ -1,4 +1,4 @@
-"""The command `fastconv`: bench, explain, tune, warmup, info and filter. One small function per subcommand.
+"""The command `fastconv`: bench, explain, tune, warmup, info, filter and train. One small function per subcommand.
 
 Exit status: 0 done, 1 the benchmark's results disagree, 2 wrong usage, 130 interrupted, 141 nobody reads the output.
 """
@@ -124,6 +124,33 @@ def _filter(options: argparse.Namespace) -> int:
         filtered = imaging.filter_image(image, kernel, options.mode, options.absolute)
         _check_writable(options.output)
         imaging.write_image(options.output, filtered, details)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from fastconv.train import digits, page, picture
+
+    for path in filter(None, (options.html, options.png, options.save)):
+        _check_writable(path)
+    if options.png:
+        picture.check_pillow()
+    if options.save and options.save.suffix not in (".npz", ".safetensors"):
+        raise UsageError(f"--save must end in .npz or .safetensors, got {options.save}")
+    settings = digits.Settings(options.epochs, options.batch_size, options.learning_rate, options.held_out, options.seed,
+                               options.checkpoint)
+    with _threads(options.threads), _usage_errors():
+        outcome = digits.train(settings)
+    for line in digits.lines(outcome):
+        print(line)
+    for path, write in ((options.html, page.write_html), (options.png, picture.write_png)):
+        if path:
+            write(outcome, path)
+            print(f"wrote {path}")
+    if options.save:
+        fc.nn.save(outcome.model, options.save)
+        print(f"wrote {options.save}")
+    if not (options.html or options.png):
+        print("--html FILE or --png FILE writes the confusion matrix and the learned filters as a picture")
     return 0
 
 
@@ -306,6 +333,19 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--absolute", action="store_true", help="absolute value of the result: edges of both signs")
 
 
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=_positive(int), default=40, metavar="N", help="passes over the images (default: %(default)s)")
+    parser.add_argument("--batch-size", type=_positive(int), default=32, metavar="N", help="images a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=_positive(float), default=0.006, metavar="R", help="the highest (default: %(default)s)")
+    parser.add_argument("--held-out", type=_positive(float), default=0.2, metavar="S", help="share of the images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split, the weights and the order (default: 0)")
+    parser.add_argument("--threads", type=_positive(int), metavar="N", help="threads (default: all)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE.npz", help="write the state after each epoch, and go on from it")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write confusion matrix and learned filters as a page")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write them as a picture (needs Pillow)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the model as .npz or .safetensors")
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[argparse.ArgumentParser], None]]] = {
     "bench": (_bench, "Convolve real layers, a photograph and a sound with every backend, and compare.", _bench_arguments),
     "explain": (_explain, "Tell which backend a convolution uses, and why.", _explain_arguments),
@@ -313,4 +353,5 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[ar
     "warmup": (_warmup, "Compile all kernels ahead of their first use.", _warmup_arguments),
     "info": (_info, "Show versions, machine, threads, cache and kernels.", _info_arguments),
     "filter": (_filter, "Filter an image file.", _filter_arguments),
+    "train": (_train, "Train a small CNN on handwritten digits, and show what it learned.", _train_arguments),
 }

@@ -58,10 +58,23 @@ def get_num_threads() -> int:
 
 def kernels() -> dict[str, Any]:
     """Every compiled entry point of the CPU backends, by name."""
-    from .backends import _activation, _gemm, _interleave, _jit, _machine, _sums, load
+    from .backends import (
+        _activation,
+        _gemm,
+        _interleave,
+        _jit,
+        _layer_norm,
+        _machine,
+        _normalization,
+        _normalization_rows,
+        _optimizers,
+        _sums,
+        load,
+    )
     from .backends._fft import kernels as _fft
 
-    modules: list[ModuleType] = [_activation, _fft, _gemm, _interleave, _machine, _sums]
+    modules: list[ModuleType] = [_activation, _fft, _gemm, _interleave, _layer_norm, _machine, _normalization, _normalization_rows,
+                                 _optimizers, _sums]
     modules += [sys.modules[f"{__package__}.backends.cpu_{name}"] for name in load("cpu")]
     return _jit.compiled_kernels(modules)
 
@@ -115,13 +128,31 @@ def warmup(dtypes: Sequence[str] = ("float32",)) -> list[tuple[str, float]]:
         times.append((f"interleaving {computed}", time.perf_counter() - start))
         if np.dtype(computed).kind == "f":
             start = time.perf_counter()
-            apply("sigmoid", np.zeros(1, computed))
+            for name in ("sigmoid", "gelu"):
+                apply(name, np.zeros(1, computed))
             times.append((f"activations {computed}", time.perf_counter() - start))
             start = time.perf_counter()
             for size in (1, 2):  # channels last, channels first
                 channel_sums((1, 1, size), 1, np.dtype(computed))
             times.append((f"sums {computed}", time.perf_counter() - start))
+            start = time.perf_counter()
+            _warm_layers(computed)
+            times.append((f"layers {computed}", time.perf_counter() - start))
     return times
+
+
+def _warm_layers(dtype: str) -> None:
+    """Compile the kernels of `nn` besides the convolutions'."""
+    from . import nn
+
+    x = np.ones((2, 4, 2, 2), dtype)
+    norms: list[nn.Layer] = [nn.BatchNorm2d(2, layout="NHWC", dtype=dtype), nn.BatchNorm2d(4, dtype=dtype), nn.LayerNorm(2, dtype=dtype)]
+    for layer in (*norms, nn.ReLU(), nn.SiLU(), nn.GELU()):
+        layer(x)
+        y, backprop = layer.forward(x)
+        backprop(y)
+    for optimizer in (nn.SGD(norms[0]), nn.SGD(norms[0], momentum=0.9), nn.Adam(norms[0]), nn.RMSprop(norms[0])):
+        optimizer.step()
 
 
 def describe() -> dict[str, Any]:

@@ -310,6 +310,51 @@ def test_filter_errors_of_image_files(source, target, picture, capsys, monkeypat
     assert not (picture / target).exists()
 
 
+# -- train ----------------------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_page_model_and_checkpoint(tmp_path, capsys):
+    names = {name: str(tmp_path / f"out.{name}") for name in ("html", "npz", "checkpoint.npz")}
+    arguments = ("--html", names["html"], "--save", names["npz"], "--checkpoint", names["checkpoint.npz"], "--batch-size", "64")
+    assert cli.main(["train", "--epochs", "2", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert "epoch 2/2" in err
+    lines = out.splitlines()
+    assert lines[0].startswith("accuracy ")
+    assert sum(int(word) for line in lines[3:13] for word in line.split()[1:] if word != ".") == 359
+    text = (tmp_path / "out.html").read_text(encoding="utf-8")
+    ElementTree.fromstring(text.split("\n", 1)[1])
+    assert "http" not in text
+    assert all(words in text for words in ("Confusion matrix", "Learned filters", "Mistakes"))
+    assert fc.nn.load(names["npz"])["0.weight"].shape == (32, 1, 3, 3)
+    assert len(fc.nn.load_checkpoint(names["checkpoint.npz"])["history"]["loss"]) == 2
+
+
+def test_train_draws_a_picture(tmp_path, capsys):
+    image_module = pytest.importorskip("PIL.Image")
+    assert cli.main(["train", "--epochs", "1", "--png", str(tmp_path / "out.png")]) == 0
+    with image_module.open(tmp_path / "out.png") as image:
+        assert image.size[0] > 800
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--epochs", "0"), "positive integer"), (("--held-out", "1"), "none for training"), (("--html", "no/such/x.html"), "no directory"),
+    (("--png", "."), "directory"), (("--save", "model.bin"), ".npz or .safetensors"), (("--checkpoint", "run.ckpt"), ".npz"),
+    (("--threads", "100000"), "100000")])
+def test_train_errors(arguments, message, capsys):
+    assert message in fails(capsys, "train", *arguments)
+
+
+def test_train_without_pillow(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert "pip install pillow" in fails(capsys, "train", "--png", str(tmp_path / "out.png"))
+
+
+def test_train_with_a_damaged_checkpoint(tmp_path, capsys):
+    (tmp_path / "run.npz").write_bytes(b"PK nothing")
+    assert "run.npz" in fails(capsys, "train", "--checkpoint", str(tmp_path / "run.npz"))
+
+
 # -- the command as a whole -------------------------------------------------------------------------------------------------
 
 

@@ -28,3 +28,13 @@ def test_example_of_each_public_function(name):
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     runner.run(examples)
     assert runner.failures == 0
+
+
+# Bases, records, modules.
+NOT_CALLED = {"Backprop", "Fused", "Gradients", "Layer", "LayerSummary", "Optimizer", "Parameter", "Schedule", "initializers"}
+
+
+@pytest.mark.parametrize("name", sorted(set(fc.nn.__all__) - NOT_CALLED))
+def test_example_of_each_name_of_nn(name):
+    """Layers, losses, optimizers, schedules: each with an example, which `test_examples` runs."""
+    assert ">>> " in getattr(fc.nn, name).__doc__, f"{name} has no example"

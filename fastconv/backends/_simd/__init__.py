@@ -9,6 +9,7 @@ as many. Everything is generic in the element type (float32, float64, int32, int
     emit.py       the type, and the LLVM IR that the rest is put together from
     vector.py     pointers, loads and stores, arithmetic
     select.py     comparisons
+    elementwise.py  quotients, exponentials, choices: what activations and norms need besides
     tile.py       register tiles and the steps of the micro-kernels
     strip.py      strips of planes: straight-line code over the rows of an image
     threads.py    a kernel's work on Numba's thread pool
@@ -18,6 +19,19 @@ Its rows are addressed through a table of offsets, so the same code serves any s
 im2col matrix is ever made. On Zen 5 its 14 x 2 tile reaches 258 of 265 GFLOP/s on a core.
 """
 
+from .elementwise import (
+    exponential,
+    exponential_minus_one,
+    first_lane,
+    gate,
+    keep_first,
+    magnitude,
+    maximum,
+    spread,
+    square_root,
+    where_infinite_below,
+    where_negative,
+)
 from .emit import VECTOR_BYTES, VECTOR_REGISTERS, lane_count
 from .select import (
     any_nan,
@@ -32,7 +46,6 @@ from .select import (
     larger,
     lowest,
     lowest_element,
-    square_root,
     where_equal,
 )
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
@@ -120,11 +133,16 @@ __all__ = [
     "choose_greater",
     "column_pointers",
     "divide",
+    "exponential",
+    "exponential_minus_one",
+    "first_lane",
     "fma",
+    "gate",
     "get",
     "gradient_tile",
     "greatest",
     "greatest_lane",
+    "keep_first",
     "keep_nan",
     "lane_count",
     "lanes_of",
@@ -135,6 +153,8 @@ __all__ = [
     "load_first",
     "lowest",
     "lowest_element",
+    "magnitude",
+    "maximum",
     "misalignment",
     "next_own_task",
     "next_task",
@@ -146,6 +166,7 @@ __all__ = [
     "raise_flag",
     "rectify",
     "splat",
+    "spread",
     "square_root",
     "store",
     "store_first",
@@ -175,6 +196,8 @@ __all__ = [
     "transpose_whole",
     "transposed_tile",
     "where_equal",
+    "where_infinite_below",
+    "where_negative",
     "zero",
     "zero_element",
 ]

@@ -165,6 +165,11 @@ def emit_fma(builder, vector, a, b, c):
     return _call(builder, vector, "fmuladd", vector.ir, [a, b, c])
 
 
+def emit_elementary(builder, vector, name, value):
+    """A function of one argument that LLVM has: "fabs", "sqrt"."""
+    return _call(builder, vector, name, vector.ir, [value])
+
+
 def emit_sum(builder, vector, value):
     """The lanes added pairwise."""
     add = builder.fadd if vector.is_float else builder.add

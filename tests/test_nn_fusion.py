@@ -1,0 +1,114 @@
+"""Fused models give what the models give; what was folded shows in their text; summaries count what they should."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+import fastconv.nn as nn
+
+
+def shaken(model, seed=0):
+    """All parameters and statistics away from where they start."""
+    rng = np.random.default_rng(seed)
+    for _, layer in model.named_layers():
+        for kind in (layer.params, layer.buffers):
+            for array in kind.values():
+                if array.dtype.kind == "f":
+                    array += rng.uniform(0, 0.3, array.shape).astype(array.dtype)
+    return model
+
+
+F64 = {"dtype": "float64"}
+
+
+def chain(convolution, norm, *more):
+    return lambda: nn.Sequential(convolution(), norm(), *more)
+
+
+MODELS = {
+    "conv": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, **F64), nn.BatchNorm2d(6, **F64), nn.ReLU6(), nn.Dropout(),
+                                   nn.Conv2d(6, 4, 1, bias=False, **F64), nn.BatchNorm2d(4, affine=False, **F64), nn.GELU()),
+             (2, 3, 7, 6), 2),
+    "nhwc": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, layout="NHWC", **F64), nn.BatchNorm2d(6, layout="NHWC", **F64), nn.SiLU()),
+             (2, 7, 6, 3), 1),
+    "transpose": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2, **F64), nn.BatchNorm2d(6, **F64), nn.LeakyReLU(),
+                                        nn.ConvTranspose2d(6, 4, 3, groups=2, layout="NCHW", **F64), nn.BatchNorm2d(4, **F64)),
+                  (2, 4, 5, 4), 2),
+    "transpose-nhwc": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, layout="NHWC", **F64),
+                                             nn.BatchNorm2d(6, layout="NHWC", **F64)), (2, 5, 4, 4), 1),
+    "lines": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, **F64), nn.Dropout(), nn.BatchNorm1d(4, **F64), nn.Sigmoid()), (2, 3, 9), 1),
+    "volumes": (lambda: nn.Sequential(nn.Conv3d(2, 4, 3, **F64), nn.BatchNorm3d(4, **F64), nn.Tanh()), (1, 2, 4, 5, 4), 1),
+    "linear": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 5, **F64), nn.BatchNorm1d(5, **F64), nn.ReLU(),
+                                     nn.Linear(5, 2, bias=False, **F64), nn.Tanh()), (3, 4, 3), 3),
+    "linear-rows": (lambda: nn.Sequential(nn.Linear(3, 4, **F64), nn.BatchNorm1d(4, **F64)), (3, 4, 3), 1),
+    "separable": (lambda: nn.Sequential(nn.Sequential(nn.SeparableConv2d(3, 4, 3, **F64)), nn.BatchNorm2d(4, **F64), nn.ReLU()),
+                  (2, 3, 6, 6), 2),
+    "residual": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1, **F64), nn.Residual(
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, **F64), nn.BatchNorm2d(4, **F64), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, **F64)),
+        nn.Sequential(nn.Conv2d(4, 4, 1, **F64), nn.BatchNorm2d(4, **F64)), nn.ReLU())), (2, 3, 6, 6), None),
+    "identity": (lambda: nn.Residual(nn.Dropout(), activation=nn.Sigmoid()), (2, 3), None),
+    "empty": (lambda: nn.Sequential(nn.Dropout()), (2, 3), 0),
+    "parallel": (lambda: nn.Parallel(nn.Sequential(nn.Conv2d(3, 4, 1, **F64), nn.ReLU()), nn.Conv2d(3, 2, 3, padding=1, **F64)),
+                 (2, 3, 6, 6), None),
+    "norm-first": (lambda: nn.Sequential(nn.BatchNorm2d(3, **F64), nn.ReLU(), nn.Conv2d(3, 4, 3, **F64), nn.LeakyReLU(0.3)),
+                   (2, 3, 6, 6), 3),
+    "norms": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, **F64), nn.GroupNorm(2, 4, **F64), nn.ReLU(), nn.BatchNorm2d(4, **F64),
+                                    nn.Softmax()), (2, 3, 6, 6), 5),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_gives_the_same(name):
+    make, shape, steps = MODELS[name]
+    model = shaken(make())
+    x = np.random.default_rng(1).normal(size=shape)
+    wanted, before = model(x), x.copy()
+    fused = model.fuse(shape)
+    for _ in range(2):
+        y = fused(x)
+        np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-10)
+        assert y.dtype == wanted.dtype and not np.shares_memory(x, y)
+    np.testing.assert_array_equal(x, before)
+    if steps is not None:
+        assert len(repr(fused).splitlines()) - 2 == max(steps, 1)  # an empty line stands for nothing
+    shaken(model)
+    np.testing.assert_array_equal(fused(x), y)
+
+
+def test_fused_errors():
+    fused = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).fuse()
+    with pytest.raises(ValueError, match=r"Conv2d\(3, 4.*\(1, 2, 5, 5\)"):
+        fused(np.zeros((1, 2, 5, 5)))
+    with pytest.raises(ValueError, match=r"the branch gives shape \(1, 4\), the shortcut \(1, 3\)"):
+        nn.Residual(nn.Linear(3, 4)).fuse()(np.zeros((1, 3)))
+
+
+def test_summary(capsys):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1),
+                          nn.Residual(nn.Conv2d(4, 4, 5, padding=2), nn.Conv2d(4, 4, 1)),
+                          nn.Parallel(nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 1)),
+                          nn.Flatten(), nn.Linear(5 * 16, 10))
+    rows = nn.summarize(model, (2, 3, 8, 8))
+    assert [row.name for row in rows] == ["0", "1", "2", "3", "4.branch", "4.shortcut", "5.0", "5.1", "6", "7"]
+    assert [row.receptive_field for row in rows] == [(3, 3)] * 3 + [(5, 5), (13, 13), (5, 5), (13, 13), (13, 13), None, None]
+    assert rows[0].flops == 2 * 27 * 2 * 8 * 64 and rows[-1].flops == 2 * 80 * 10 * 2
+    assert sum(row.parameters for row in rows) == sum(p.params[p.key].size for p in model.named_parameters())
+    assert rows[3].output_shape == (2, 4, 4, 4) and rows[3].backend and not rows[2].backend
+    nn.summary(model, (2, 3, 8, 8))
+    printed = capsys.readouterr().out
+    assert "4.branch" in printed and "13 x 13" in printed and f"{sum(row.flops for row in rows):,}" in printed
+    lines = []
+    nn.summary(model, (2, 3, 8, 8), write=lines.append)
+    assert lines[0].split()[:3] == ["Layer", "Kind", "Output"] and len(lines) == len(rows) + 2
+
+
+def test_summary_of_transposed():
+    row = nn.summarize(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (1, 4, 5, 5))[0]
+    assert row.output_shape == (1, 6, 11, 11) and row.flops == 2 * 4 * 25 * 3 * 9
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fastconv.pool") is None, reason="no pools")
+def test_summary_of_pools():
+    rows = nn.summarize(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 1, 3), nn.AvgPool2d(3, 1), nn.GlobalAvgPool()), (1, 1, 12, 12))
+    assert [row.receptive_field for row in rows] == [(2, 2), (6, 6), (10, 10), None]
