@@ -42,6 +42,7 @@ ALLOWED = {
     "local": {"problem", "_arrays", "_calls"} | HELPERS,
     "deformable": {"problem", "_arrays", "_calls", "conv"} | HELPERS,
     "linear": {"_checks", "_arrays", "_calls", "conv"} | HELPERS,
+    "_receptive_field": set(),
     "_windows": {"_checks", "_padding"},
     "_pool_calls": {"_arrays", "_calls", "_windows"} | HELPERS,
     "_pool_docs": set(),
@@ -52,7 +53,7 @@ ALLOWED = {
 }
 USERS = ("linalg", "signal", "ndimage", "nn", "dask")  # of the public functions
 ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "depthwise", "pool", "unfolding", "local",
-                    "deformable", "linear", "linalg", "nn"} for name in USERS}
+                    "deformable", "linear", "_receptive_field", "linalg", "nn"} for name in USERS}
 ALLOWED["nn"] |= {"_padding", "_planned", "local"} | HELPERS  # its kernels lie with the backends
 TOP = ("__init__", "__main__", "cli", "bench", "train", "imaging", "config")  # these may import everything
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 from scipy.sparse.linalg import lsqr
 
 import fastconv as fc
+from fastconv._receptive_field import _step_of
 from fastconv.linalg import aslinearoperator, circulant, circular_convolve, receptive_field, shift_matrix, toeplitz_matrix
 
 CONV = {1: fc.conv1d, 2: fc.conv2d, 3: fc.conv3d}
@@ -156,6 +157,25 @@ def test_full_convolution_commutes(rng):
     assert_allclose(full(f, g), np.convolve(f, g), atol=1e-12)
 
 
+def test_pooling_makes_the_convolution_nearly_invariant(rng):
+    """A shift of the input moves the convolution's result, pools move less, and a global pool of them hardly at all."""
+    x = np.zeros((1, 1, 48, 48))
+    x[..., 16:32, 16:32] = rng.standard_normal((16, 16))
+    w = rng.standard_normal((6, 1, 3, 3))
+    shifted = np.roll(x, (1, 2), (2, 3))
+
+    def change(features):
+        before, after = features(x), features(shifted)
+        return np.linalg.norm(after - before) / np.linalg.norm(before)
+
+    def pooled(image):
+        return fc.max_pool2d(fc.conv2d(image, w, padding=1, activation="relu"), 4)
+
+    assert change(lambda image: fc.conv2d(image, w, padding=1)) > 0.5
+    assert 0 < change(lambda image: fc.global_avg_pool(pooled(image))) < 0.2
+    assert change(lambda image: fc.global_max_pool(pooled(image))) < 1e-12
+
+
 # -- receptive fields -----------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +200,7 @@ def test_receptive_field_is_what_an_output_depends_on(layers):
     margin = 40
 
     def forward(x):
-        for step in (fc.linalg._step_of(layer) for layer in layers):
+        for step in (_step_of(layer) for layer in layers):
             if step is not None:
                 kernel, s, d, low = (v[0] if isinstance(v, tuple) else v for v in step)
                 x = fc.conv1d(x, np.ones((1, 1, kernel)), stride=s, dilation=d, padding=[(low, 0)])
