@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from helpers import poisoned
 
-from fastconv.backends import _winograd_choice, _winograd_gradient, cpu_im2col, cpu_winograd
+from fastconv.backends import _winograd_blocks, _winograd_choice, _winograd_gradient, _winograd_strips, cpu_im2col, cpu_winograd
 from fastconv.backends._bilinear import axis_algorithm
 from fastconv.backends._scratch import reused_operands
 from fastconv.problem import Options, Problem
 
 AXES = sorted(
-    {(m, *key) for key, outputs in _winograd_choice.SQUARES.items() for m in outputs}
+    {(m, *key) for key, tiles in _winograd_choice.SQUARES.items() for tile in tiles for m in tile}
     | {(m, *key) for key, m in _winograd_choice.LINES.items()}
 )
 SMALL_TILES, LARGE_TILES = 4e-6, 1e-5  # error of the result's scale: two outputs a tile, and more
@@ -127,13 +127,35 @@ def test_weights_used_once(shape, pass_name, layout, limits, monkeypatch):
 @pytest.mark.parametrize("shape", ["3x3", "7x7 stride 2", "3x3 dilated"])
 def test_gradients_of_chunks_add_up(shape, chunk_bytes, streamed_bytes, monkeypatch):
     """However few strips of tiles the memory holds at once, and whether gw goes past the caches."""
-    problem = problem_of(shape, "grad_weight", "float64")
+    monkeypatch.setattr(_winograd_strips, "LARGEST_SUMS", 0)  # threads share the sums
+    monkeypatch.setattr(_winograd_gradient, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(_winograd_blocks, "STREAMED_BYTES", streamed_bytes)
+    check_gradient(problem_of(shape, "grad_weight", "float64"))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])  # that there is memory for
+@pytest.mark.parametrize("strips_bytes", [1, 60_000, 1 << 30])
+@pytest.mark.parametrize("shape", [*SHAPES, "1x3 in depth"])
+def test_gradients_of_strips_add_up(shape, strips_bytes, threads, monkeypatch):
+    """However few strips of tiles a thread takes at once, and however many threads there are, or have nothing to do."""
+    monkeypatch.setattr(_winograd_strips, "STRIPS_BYTES", strips_bytes)
+    monkeypatch.setattr(_winograd_strips, "num_threads", lambda: threads)
+    if shape == "1x3 in depth":
+        options = Options(padding=(2, 1, 1), groups=2, stride=(3, 1, 1))
+        problem = Problem.create("grad_weight", 3, (2, 18, 5, 19, 11), (40, 9, 1, 3, 3), "float64", options)
+    else:
+        problem = problem_of(shape, "grad_weight", "float64")
+    if cpu_winograd.refuses(problem):
+        pytest.skip("refused")
+    check_gradient(problem)
+
+
+def check_gradient(problem):
     rng = np.random.default_rng(8)
     first, second = (rng.standard_normal(s) for s in problem.shapes[:2])
     exact, _ = run(cpu_im2col, problem, first, second)
-    monkeypatch.setattr(_winograd_gradient, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(_winograd_gradient, "STREAMED_BYTES", streamed_bytes)
-    result, _ = run(cpu_winograd, problem, first, second)
+    result, finite = run(cpu_winograd, problem, first, second)
+    assert finite
     np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
 
 

@@ -17,6 +17,7 @@ from ._simd import TILE_COLUMNS, TILE_ROWS, advance, lane_count, parallel_kernel
 
 DEPTH = 256  # steps of the sum: x and w stay in the first-level cache
 STREAM_BYTES = 64 * 1024 * 1024  # beyond a last-level cache's share of one thread
+STREAM_SHARE = 0.5  # of that copy's rate is what the cost models reckon with: their streams are shorter, on pages less fresh
 CACHE_BYTES = 256 * 1024  # within a second-level cache, beyond the first
 
 
@@ -54,11 +55,15 @@ def measure(cpu: str) -> Machine:
     rate = 2 * TILE_ROWS * width * DEPTH * repeats / best_time(lambda: many(x, w, w, y), 20)
     none = [multiply_add.bind("float32", (offsets, width, 0), parallel=parallel) for parallel in (False, True)]
     alone, together = (best_time(functools.partial(kernel, x, w, w, y), 50) for kernel in none)
-    large, small = (np.ones(count // 2, np.uint8) for count in (STREAM_BYTES, CACHE_BYTES))
     return Machine(
-        cpu=cpu, flops32=rate, flops64=rate / 2, bandwidth=2 * large.size / best_time(large.copy, 3),
-        cache_bandwidth=2 * small.size / best_time(functools.partial(np.copyto, small.copy(), small), 20),
+        cpu=cpu, flops32=rate, flops64=rate / 2, bandwidth=STREAM_SHARE * copy_rate(STREAM_BYTES), cache_bandwidth=copy_rate(CACHE_BYTES),
         region_seconds=max(together - alone, 1e-7))
+
+
+def copy_rate(size: int) -> float:
+    """Bytes read and written a second, of `size` bytes in all that were written before: page faults would vary it twofold."""
+    source, target = np.ones(size // 2, np.uint8), np.ones(size // 2, np.uint8)
+    return size / best_time(functools.partial(np.copyto, target, source), 5)
 
 
 @functools.cache

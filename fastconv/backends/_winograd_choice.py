@@ -18,10 +18,13 @@ from typing import NamedTuple
 from ..problem import Problem
 from . import Machine
 from ._bilinear import Axis, axis_algorithm
-from ._simd import TILE_COLUMNS, TILE_ROWS, lane_count
+from ._simd import TILE_COLUMNS, TILE_ROWS, VECTOR_REGISTERS, lane_count
 
-# Outputs per tile of the algorithms there are, by (taps, stride): both axes alike, or one axis of a line of taps.
-SQUARES = {(2, 1): (4, 2), (3, 1): (4, 2), (4, 1): (4, 2), (5, 1): (4, 2), (7, 1): (2,), (3, 2): (4, 2), (5, 2): (2,)}
+# Outputs of a tile, down and across, of the algorithms there are by (taps, stride) of both axes, and by those of a line of taps.
+# Oblong tiles waste less of small maps, and of weights' traffic and registers they take a middle course: 512 channels at 7 x 7
+# take .53 ms in tiles of 4 x 2, .62 in 2 x 2, .75 in 4 x 4.
+SQUARES = {(2, 1): ((4, 4), (2, 2)), (3, 1): ((4, 4), (4, 2), (2, 2)), (4, 1): ((4, 4), (2, 2)), (5, 1): ((4, 4), (2, 2)),
+           (7, 1): ((2, 2),), (3, 2): ((4, 4), (4, 2), (2, 2)), (5, 2): ((2, 2),)}
 LINES = {(2, 1): 4, (3, 1): 4, (5, 1): 4, (7, 1): 4}
 MIXED = {(2, 3): 4, (3, 2): 4}  # taps of the two axes: phases of a strided 5x5
 NO_GRADIENT = {(7, 7)}  # taps of algorithms whose weight gradient errs by more than 1e-5 (tests/test_winograd.py)
@@ -32,7 +35,9 @@ FEWEST_TILES, MOST_TILES = 2 * TILE_ROWS, 16 * TILE_ROWS  # of a box, where ther
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register tile costs (bench_conv.py, 3x3 layers)
 EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers)
-TRANSFORM_PASSES = 4  # times a transformed element's bytes pass the second-level cache (bench_conv.py, 3x3_64@56)
+# Times a transformed element's bytes pass the second-level cache, where a tile's vectors stay in the registers, where they fill
+# them twice, and beyond (bench_conv.py, 3x3_64@56 in tiles of 2 x 2 and 4 x 4; 3x3s2_128@56 in tiles of 2 x 2 and 4 x 4):
+TRANSFORM_PASSES = (2.5, 4, 6)
 WEIGHT_READS = 3  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 # Weights that are used once (bench_conv.py, backward and plain calls, 3x3 layers of 128 to 512 channels):
@@ -76,7 +81,7 @@ class Algorithm(NamedTuple):
 def _pairs(high: tuple[int, int], wide: tuple[int, int]) -> list[tuple[Axis, Axis]]:
     """The pairs of axis algorithms for (taps, stride) down and across."""
     if high == wide:
-        return [(axis_algorithm(m, *high),) * 2 for m in SQUARES.get(high, ())]
+        return [(axis_algorithm(down, *high), axis_algorithm(across, *wide)) for down, across in SQUARES.get(high, ())]
     if wide == (1, 1) and high in LINES:
         return [(axis_algorithm(LINES[high], *high), axis_algorithm(4, 1))]
     if high == (1, 1) and wide in LINES:
@@ -143,6 +148,11 @@ def strips_at_once(problem: Problem, algorithm: Algorithm) -> int:
     return -(-strips // blocks)
 
 
+def transform_passes(algorithm: Algorithm) -> float:
+    """Times the bytes of a tile's transforms pass the second-level cache."""
+    return TRANSFORM_PASSES[min(2, (algorithm.products - 1) // VECTOR_REGISTERS)]
+
+
 def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
     """Time of the products, of both transforms, and of reading the weights once a box."""
     p = problem
@@ -153,10 +163,10 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
     products = algorithm.products
     multiply = 2 * tiles * out_d * products * columns * (channels * depth + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
     depths = out_d * p.stride[0] + p.dilation[0] * (depth - 1)
-    transformed = tiles * products * (depths * lines + out_d * columns) * p.itemsize
+    transformed = tiles * products * (depths * lines + out_d * columns) * p.itemsize * transform_passes(algorithm)
     boxes = max(1, tiles * out_d / (p.groups * tiles_of_a_box(p, algorithm)))
     weights = boxes * products * columns * p.groups * channels * depth * p.itemsize
-    moved = (transformed * TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth + weights / (WEIGHT_READS * machine.bandwidth)
+    moved = (transformed + 2 * p.bytes) / machine.cache_bandwidth + weights / (WEIGHT_READS * machine.bandwidth)
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
 
@@ -180,7 +190,8 @@ def once_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> fl
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return 2 * (CALL_SECONDS + machine.region_seconds) + (
         multiply / (EFFICIENCY * machine.flops(p.dtype)) + ONCE_PASSES * weights / machine.bandwidth
-        + (transformed * TRANSFORM_PASSES + transformed_weights * ONCE_TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth) / threads
+        + (transformed * transform_passes(a) + transformed_weights * ONCE_TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth
+    ) / threads
 
 
 def packing_seconds(problem: Problem, machine: Machine) -> float:
@@ -199,7 +210,7 @@ def gradient_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -
     sums = p.groups * depth * algorithm.products * channels * columns
     multiply = 2 * sums * (tiles * out_d + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
     transformed = p.groups * tiles * algorithm.products * (depths * lines + out_d * columns)
-    moved = p.itemsize * TRANSFORM_PASSES * (transformed + sums) / machine.cache_bandwidth
+    moved = p.itemsize * transform_passes(algorithm) * (transformed + sums) / machine.cache_bandwidth
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return 3 * (CALL_SECONDS + machine.region_seconds) + (multiply + moved) / threads
 

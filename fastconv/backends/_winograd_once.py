@@ -214,7 +214,7 @@ class ForwardOnce:
         p, a = problem, algorithm
         lanes, width = lane_count(p.dtype), panel_width(p.dtype)
         tiles_down, across = a.tiles(p)
-        self.transform, v = bind_input_transform(p, a, p.batch * tiles_down)
+        self.transform, v = bind_input_transform(p, a, p.batch * tiles_down, vectors_of(a.channels(p), p.dtype))
         self.size = v.groups * v.group
         self.chunk = np.array([0, p.batch * tiles_down], np.int64).view(p.dtype)
         taps, matrices = weight_taps(p, a), weight_matrices(p, layout)

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import INPUT, call_transform, transform_address
+from ._bilinear import INPUT, OUTPUT_GRADIENT, call_transform, transform_address
 from ._boxes import copy_run, fill_run, strides_of
-from ._gemm import store_points
+from ._gemm import panel_width, store_points
 from ._jit import inlined, num_threads, outlined
 from ._simd import (
+    TILE_ROWS,
     BoundKernel,
     advance,
     as_int64,
@@ -37,6 +38,9 @@ from ._winograd_choice import SERIAL_FLOPS, Algorithm, odd_lines, vectors_of
 
 PACKED_BYTES = 128 * 1024  # of a task's packed rows (bench_conv.py, grad_weight)
 TASKS_PER_THREAD = 4
+# Vectors of channels of a panel of x's transforms: with all channels side by side, a product's tiles lie far apart, on few cache
+# sets, where no prefetcher follows (bench_conv.py, grad_weight, 3x3_256@56: 5.9 ms for the products, in panels of a vector 4.2).
+CHANNEL_VECTORS = 1
 
 
 class Source(NamedTuple):
@@ -44,6 +48,7 @@ class Source(NamedTuple):
 
     channels: int  # of a group, before folding
     lines: int  # channels of a group after folding, rounded up to whole vectors
+    pixel: int  # pitch in scratch: an odd number of vectors, so that a tile's pixels fall on different cache sets
     fold_h: int
     fold_w: int
     stride_d: int  # padded positions from one point of the box to the next, after folding
@@ -63,7 +68,7 @@ class Source(NamedTuple):
     @property
     def size(self) -> int:
         """Elements of a packed box."""
-        return self.span_d * self.span_h * self.span_w * self.lines
+        return self.span_d * self.span_h * self.span_w * self.pixel
 
 
 class Tiling(NamedTuple):
@@ -84,7 +89,8 @@ class Tiling(NamedTuple):
 def input_source(problem: Problem, algorithm: Algorithm, spans: tuple[int, int, int], stride_d: int) -> Source:
     """The padded input of a convolution."""
     p, a = problem, algorithm
-    return Source(p.group_in, vectors_of(a.channels(p), p.dtype), a.fold_h, a.fold_w, stride_d, p.stride[1] // a.fold_h,
+    lines = vectors_of(a.channels(p), p.dtype)
+    return Source(p.group_in, lines, odd_lines(lines, lane_count(p.dtype)), a.fold_h, a.fold_w, stride_d, p.stride[1] // a.fold_h,
                   p.stride[2] // a.fold_w, *spans, p.padding[2][0], p.input_size[2],
                   *strides_of(p.in_channels, p.input_size, p.channels_last))
 
@@ -129,14 +135,14 @@ def pack_channels_last(s, x, zero, borders, start, group, target):
         source_d = depths[first_d + d]
         for h in range(s.span_h):
             source_h = rows[first_h + h]
-            to = advance(target, (d * s.span_h + h) * s.span_w * s.lines)
+            to = advance(target, (d * s.span_h + h) * s.span_w * s.pixel)
             if source_d < 0 or source_h < 0:
-                fill_run(to, s.span_w * s.lines, zero)
+                fill_run(to, s.span_w * s.pixel, zero)
                 continue
             at = advance(x, image * s.image + group * s.channels * s.channel + source_d * s.depth + source_h * s.row)
             for p in range(first, last):
                 if p < left or p >= right or s.channel == 1:
-                    pixel = advance(to, (p - first) * s.lines)
+                    pixel = advance(to, (p - first) * s.pixel)
                     if columns[p] < 0:
                         fill_run(pixel, s.lines, zero)
                     elif s.channel == 1:
@@ -149,7 +155,7 @@ def pack_channels_last(s, x, zero, borders, start, group, target):
                 for c in range(0, s.lines, lanes):
                     for p in range(left, right, lanes):
                         transpose_block(advance(at, c * s.channel + p - s.low_w), s.channel, min(lanes, s.channels - c),
-                                        min(lanes, right - p), advance(to, (p - first) * s.lines + c), s.lines, lanes)
+                                        min(lanes, right - p), advance(to, (p - first) * s.pixel + c), s.pixel, lanes)
 
 
 @inlined
@@ -181,8 +187,8 @@ def pack_folded(s, x, zero, borders, start, group, target):
     for d in range(s.span_d):
         source_d = depths[first_d + d]
         for h in range(s.span_h):
-            to = advance(target, (d * s.span_h + h) * s.span_w * s.lines)
-            fill_run(to, s.span_w * s.lines, zero)
+            to = advance(target, (d * s.span_h + h) * s.span_w * s.pixel)
+            fill_run(to, s.span_w * s.pixel, zero)
             for c in range(s.channels):
                 for i in range(s.fold_h):
                     source_h = rows[(first_h + h) * s.fold_h + i]
@@ -193,33 +199,33 @@ def pack_folded(s, x, zero, borders, start, group, target):
                     for p in range(s.span_w):
                         position = (first_w + p) * s.fold_w
                         if s.column == 1 and position >= s.low_w and position + s.fold_w <= s.low_w + s.in_w:
-                            copy_phases(advance(line, p * s.lines), advance(at, position - s.low_w), s.fold_w)
+                            copy_phases(advance(line, p * s.pixel), advance(at, position - s.low_w), s.fold_w)
                         else:
                             for j in range(s.fold_w):
                                 if columns[position + j] >= 0:
-                                    put(line, p * s.lines + j, get(at, columns[position + j] * s.column))
+                                    put(line, p * s.pixel + j, get(at, columns[position + j] * s.column))
 
 
 @outlined
 def transform_tiles(s, t, packed, down, across, plane_pitch, row_pitch, target):
     """The transforms of all tiles of a packed box; depth planes and rows of tiles are `plane_pitch` and `row_pitch` apart."""
     lanes = lanes_of(target)
-    row_step, column_step = t.dilation_h * s.span_w * s.lines, t.dilation_w * s.lines
-    for d in range(s.span_d):
-        for i in range(down):
-            to = advance(target, d * plane_pitch + i * row_pitch)
-            for f in range(t.dilation_h):
-                row = (i * t.tile_h * t.dilation_h + f) * s.stride_h
-                for j in range(across):
-                    for e in range(t.dilation_w):
-                        column = (j * t.tile_w * t.dilation_w + e) * s.stride_w
-                        at = advance(packed, ((d * s.span_h + row) * s.span_w + column) * s.lines)
-                        for first in range(0, s.lines, t.panel_width):
-                            panel = advance(to, first // t.panel_width * t.panel)
+    row_step, column_step = t.dilation_h * s.span_w * s.pixel, t.dilation_w * s.pixel
+    for first in range(0, s.lines, t.panel_width):  # the planes of one panel at a time: as few pages as can be
+        panel = advance(target, first // t.panel_width * t.panel)
+        for d in range(s.span_d):
+            for i in range(down):
+                to = advance(panel, d * plane_pitch + i * row_pitch)
+                for f in range(t.dilation_h):
+                    row = (i * t.tile_h * t.dilation_h + f) * s.stride_h
+                    for j in range(across):
+                        for e in range(t.dilation_w):
+                            column = (j * t.tile_w * t.dilation_w + e) * s.stride_w
+                            at = advance(packed, ((d * s.span_h + row) * s.span_w + column) * s.pixel)
                             for c in range(first, min(first + t.panel_width, s.lines), lanes):
-                                call_transform(t.transform, advance(at, c), row_step, column_step, advance(panel, c - first),
+                                call_transform(t.transform, advance(at, c), row_step, column_step, advance(to, c - first),
                                                t.products_w * t.product, t.product, packed)
-                        to = advance(to, t.tile)
+                            to = advance(to, t.tile)
 
 
 @outlined
@@ -295,6 +301,36 @@ def winograd_transform(x, unused, chunk, v, constants, scratch, counters, thread
         transform_tiles(s, t, scratch, min(p.down, rows - row), p.across, p.plane, p.strip, to)
 
 
+def input_tiling(problem: Problem, algorithm: Algorithm, down: int, strips: int,
+                 panel_width: int) -> tuple[Source, Tiling, tuple[np.ndarray, ...]]:
+    """How `down` strips of tiles of x are read, transformed into planes of `strips` strips, and where x's positions lie."""
+    p, a = problem, algorithm
+    across = a.tiles(p)[1]
+    s = input_source(p, a, (1, *input_spans(p, a, down, across)), 1)
+    product = odd_lines(strips * p.dilation[1] * across * p.dilation[2] * panel_width, lane_count(p.dtype))
+    t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, p.dilation[1], p.dilation[2],
+               a.wide.products, product, panel_width, panel_width, a.products * product)
+    return s, t, input_borders(p, s)
+
+
+def gradient_tiling(problem: Problem, algorithm: Algorithm, down: int, strips: int) -> tuple[Source, Tiling, tuple[np.ndarray, ...]]:
+    """How `down` strips of tiles of gy are read, transformed into planes of `strips` strips, and where gy's rows lie."""
+    p, a = problem, algorithm
+    width, across = panel_width(p.dtype), a.tiles(p)[1]
+    (depths, out_h, out_w), (_, dh, dw) = p.output_size, p.dilation
+    lines = -(-p.group_out // width) * width
+    spans = (1, down * a.high.outputs * dh, across * a.wide.outputs * dw)
+    s = Source(p.group_out, lines, odd_lines(lines, lane_count(p.dtype)), 1, 1, 1, 1, 1, *spans, 0, out_w,
+               *strides_of(p.out_channels, p.output_size, p.channels_last))
+    product = odd_lines(strips * dh * across * dw * width, lane_count(p.dtype))
+    t = Tiling(transform_address(OUTPUT_GRADIENT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, dh, dw, a.wide.products, product,
+               width, width, a.products * product)
+    # Tiles that reach beyond gy find zeros there.
+    borders = tuple(np.pad(np.arange(size), (0, margin), constant_values=-1)
+                    for size, margin in ((depths, 0), (out_h, s.span_h), (out_w, s.span_w)))
+    return s, t, borders
+
+
 def input_depths(problem: Problem) -> int:
     """Planes of the padded input that are read."""
     p = problem
@@ -314,17 +350,26 @@ def bind_transform(problem: Problem, source: Source, tiling: Tiling, strips: Str
                                    parallel=problem.flops > SERIAL_FLOPS)
 
 
-def bind_input_transform(problem: Problem, algorithm: Algorithm, strips: int) -> tuple[BoundKernel, Strips]:
-    """The transform of chunks of that many strips of the input."""
+def bind_input_transform(problem: Problem, algorithm: Algorithm, strips: int, panel_width: int) -> tuple[BoundKernel, Strips]:
+    """The transform of chunks of that many strips of the input, in panels of so many channels."""
     p, a = problem, algorithm
     tiles_down, across = a.tiles(p)
     depths, lines = input_depths(p), vectors_of(a.channels(p), p.dtype)
     height, width = input_spans(p, a, 1, across)
     down = strips_of_a_task(p, strips, tiles_down, height * width * lines * p.itemsize, depths)
-    s = input_source(p, a, (1, *input_spans(p, a, down, across)), 1)
-    plane = across * p.dilation[1] * p.dilation[2] * lines
-    product = odd_lines(strips * depths * plane, lane_count(p.dtype))
-    t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, p.dilation[1], p.dilation[2],
-               a.wide.products, product, lines, lines, 0)
-    laid = Strips(p.groups, depths, tiles_down, down, across, plane, depths * plane, a.products * product)
-    return bind_transform(p, s, t, laid, input_borders(p, s)), laid
+    s, t, borders = input_tiling(p, a, down, strips * depths, panel_width)
+    plane = across * p.dilation[1] * p.dilation[2] * panel_width
+    laid = Strips(p.groups, depths, tiles_down, down, across, plane, depths * plane, -(-lines // panel_width) * t.panel)
+    return bind_transform(p, s, t, laid, borders), laid
+
+
+def channel_panel(problem: Problem, algorithm: Algorithm) -> int:
+    """Channels of a panel of x's transforms for products over tiles."""
+    lanes = lane_count(problem.dtype)
+    return min(vectors_of(algorithm.channels(problem), problem.dtype), CHANNEL_VECTORS * lanes)
+
+
+def channel_offsets(channels: int, panel_width: int, panel: int) -> np.ndarray:
+    """Where the channels of a tile's transform lie, with room for a register tile that runs over: it takes the last one again."""
+    channel = np.arange(channels)
+    return np.pad(channel // panel_width * panel + channel % panel_width, (0, TILE_ROWS), mode="edge").astype(np.int32)

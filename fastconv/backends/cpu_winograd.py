@@ -63,7 +63,7 @@ from ._winograd_choice import (
     tiles_of_a_box,
     transforms,
 )
-from ._winograd_gradient import GRADIENT_KINDS, GradWeight
+from ._winograd_gradient import GRADIENT_KINDS, build_grad_weight
 from ._winograd_once import ForwardOnce
 from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, store_tiles, transform_tiles
 from ._winograd_weights import weight_taps, winograd_weights
@@ -319,7 +319,7 @@ def build(problem: Problem) -> Kernel:
     from ._machine import machine_constants
 
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_weight": GradWeight,
+        "forward": Forward, "grad_weight": build_grad_weight,
         "grad_input": lambda p: build_grad_input(p, Forward, lambda phase: seconds(phase, machine_constants()), refuses, exact=False)}
     return passes[problem.pass_name](problem)
 
