@@ -127,7 +127,7 @@ def test_weights_used_once(shape, pass_name, layout, limits, monkeypatch):
 @pytest.mark.parametrize("shape", ["3x3", "7x7 stride 2", "3x3 dilated"])
 def test_gradients_of_chunks_add_up(shape, chunk_bytes, streamed_bytes, monkeypatch):
     """However few strips of tiles the memory holds at once, and whether gw goes past the caches."""
-    monkeypatch.setattr(_winograd_strips, "LARGEST_SUMS", 0)  # threads share the sums
+    monkeypatch.setattr(_winograd_choice, "LARGEST_SUMS", 0)  # threads share the sums
     monkeypatch.setattr(_winograd_gradient, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(_winograd_blocks, "STREAMED_BYTES", streamed_bytes)
     check_gradient(problem_of(shape, "grad_weight", "float64"))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ..problem import Problem
 from . import Machine
 from ._bilinear import Axis, axis_algorithm
+from ._jit import num_threads
 from ._simd import TILE_COLUMNS, TILE_ROWS, VECTOR_REGISTERS, lane_count
 
 # Outputs of a tile, down and across, of the algorithms there are by (taps, stride) of both axes, and by those of a line of taps.
@@ -47,6 +48,12 @@ ONCE_TRANSFORMED_BYTES = 8 * 1024 * 1024  # of V at most: a quarter of a 32 MiB 
 ONCE_PASSES = 1.5  # times the weights' bytes pass memory for each block of tiles
 ONCE_TRANSFORM_PASSES = 2  # times their transforms' bytes pass the second-level cache
 ONCE_OVERHEAD = 24  # PRODUCT_OVERHEAD for sums that are stored and gone on with, channels by channels
+# Of weight gradients (bench_conv.py, grad_weight):
+GRADIENT_SUMS_BYTES = 256 * 1024  # of a task's sums: a quarter of a 1 MiB L2
+GRADIENT_READS = 3  # times what the products read passes the second-level cache: it comes from the last level, and from other cores'
+LARGEST_SUMS = 2 * 1024 * 1024  # bytes of a thread's own: 3x3s2_128@56, 2 MB, 1.12 ms, sharing them 1.45; 3x3_128@28, 2.9 MB, .73 and .55
+STRIPS_BYTES = 512 * 1024  # of the transforms of a task that has: with the sums, about a 1 MiB L2
+FEWEST_STRIPS = 2  # of tiles a thread
 CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
 
 
@@ -199,18 +206,40 @@ def packing_seconds(problem: Problem, machine: Machine) -> float:
     return CALL_SECONDS + PACK_PASSES * math.prod(problem.weight_shape) * problem.itemsize / machine.bandwidth
 
 
+def sums_pitches(problem: Problem, algorithm: Algorithm) -> tuple[int, int]:
+    """From one product's sums of a panel of the weights' gradient to the next, and from panel to panel."""
+    lanes = lane_count(problem.dtype)
+    product = odd_lines((algorithm.channels(problem) + TILE_ROWS) * TILE_COLUMNS * lanes, lanes)
+    return product, algorithm.products * product
+
+
+def splits_tiles(problem: Problem, algorithm: Algorithm) -> bool:
+    """Whether the threads share the tiles of a weight gradient, each with sums of its own, and not the sums of all tiles."""
+    p, a = problem, algorithm
+    panels = p.groups * -(-p.group_out // (TILE_COLUMNS * lane_count(p.dtype)))
+    strips = p.batch * p.output_size[0] * a.tiles(p)[0]
+    return (p.kernel_size[0] == 1 and panels * sums_pitches(p, a)[1] * p.itemsize <= LARGEST_SUMS
+            and strips >= FEWEST_STRIPS * num_threads())
+
+
 def gradient_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
-    """Time of the weight gradient: both transforms, the products, and the transform of their sums."""
-    p = problem
-    channels = algorithm.channels(p)
+    """Time of the weight gradient: both transforms, the products, what they read, and the transform of their sums."""
+    p, a = problem, algorithm
+    channels = a.channels(p)
     lines, columns = vectors_of(channels, p.dtype), vectors_of(p.group_out, p.dtype)
     out_d, depth = p.output_size[0], p.kernel_size[0]
-    tiles = p.batch * math.prod(algorithm.tiles(p)) * p.dilation[1] * p.dilation[2]
+    tiles = p.batch * math.prod(a.tiles(p)) * p.dilation[1] * p.dilation[2]
     depths = (out_d - 1) * p.stride[0] + p.dilation[0] * (depth - 1) + 1
-    sums = p.groups * depth * algorithm.products * channels * columns
+    sums = p.groups * depth * a.products * channels * columns
     multiply = 2 * sums * (tiles * out_d + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
-    transformed = p.groups * tiles * algorithm.products * (depths * lines + out_d * columns)
-    moved = p.itemsize * transform_passes(algorithm) * (transformed + sums) / machine.cache_bandwidth
+    transformed = p.groups * tiles * a.products * (depths * lines + out_d * columns)
+    if splits_tiles(p, a):
+        read = 2 * sums * (1 + transformed * p.itemsize // STRIPS_BYTES)  # by every task
+    else:
+        block = GRADIENT_SUMS_BYTES // (a.products * TILE_COLUMNS * lane_count(p.dtype) * p.itemsize)
+        panels = -(-columns // (TILE_COLUMNS * lane_count(p.dtype)))
+        read = GRADIENT_READS * p.groups * depth * tiles * out_d * a.products * (channels * panels + columns * -(-channels // block))
+    moved = p.itemsize * (transformed * transform_passes(a) + read + sums) / machine.cache_bandwidth
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return 3 * (CALL_SECONDS + machine.region_seconds) + (multiply + moved) / threads
 

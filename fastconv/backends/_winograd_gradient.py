@@ -37,7 +37,7 @@ from ._simd import (
     zero_element,
 )
 from ._winograd_blocks import blocks_of, store_gradient
-from ._winograd_choice import SERIAL_FLOPS, Algorithm, best_algorithm, vectors_of
+from ._winograd_choice import GRADIENT_SUMS_BYTES, SERIAL_FLOPS, Algorithm, best_algorithm, splits_tiles, vectors_of
 from ._winograd_strips import SplitGradWeight
 from ._winograd_tiles import (
     TASKS_PER_THREAD,
@@ -52,7 +52,6 @@ from ._winograd_tiles import (
 )
 
 CHUNK_BYTES = 8 * 1024 * 1024  # of transforms of x and gy: a quarter of a 32 MiB last-level cache (bench_conv.py, grad_weight)
-SUMS_BYTES = 256 * 1024  # of a task's sums: a quarter of a 1 MiB L2 (bench_conv.py, grad_weight)
 GRADIENT_KINDS = (OUTPUT_GRADIENT, WEIGHT_GRADIENT)
 
 
@@ -159,7 +158,7 @@ class GradWeight:
         """Channels of a task: full register tiles, sums within the cache, tasks enough."""
         p, a = self.problem, self.algorithm
         folds = a.fold_h * a.fold_w
-        fitting = SUMS_BYTES // (a.products * panel_width(p.dtype) * p.itemsize)
+        fitting = GRADIENT_SUMS_BYTES // (a.products * panel_width(p.dtype) * p.itemsize)
         tiles = max(1, fitting // TILE_ROWS)
         others = p.groups * panels * p.kernel_size[0]
         while tiles > 1 and -(-p.group_in * folds // (tiles * TILE_ROWS)) * others < TASKS_PER_THREAD * self.threads:
@@ -197,4 +196,4 @@ def build_grad_weight(problem: Problem) -> GradWeight | SplitGradWeight:
     from ._machine import machine_constants
 
     algorithm = best_algorithm(problem, machine_constants())[1]
-    return (SplitGradWeight if SplitGradWeight.takes(problem, algorithm) else GradWeight)(problem, algorithm)
+    return (SplitGradWeight if splits_tiles(problem, algorithm) else GradWeight)(problem, algorithm)

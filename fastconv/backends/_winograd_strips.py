@@ -23,7 +23,6 @@ from ._gemm import Epilogue, multiply_tile, panel_width, tile_addresses
 from ._jit import num_threads
 from ._scratch import shared
 from ._simd import (
-    TILE_ROWS,
     advance,
     as_int64,
     get,
@@ -36,12 +35,9 @@ from ._simd import (
     zero_element,
 )
 from ._winograd_blocks import blocks_of, store_gradient
-from ._winograd_choice import SERIAL_FLOPS, Algorithm, odd_lines, vectors_of
+from ._winograd_choice import SERIAL_FLOPS, STRIPS_BYTES, Algorithm, sums_pitches, vectors_of
 from ._winograd_tiles import TASKS_PER_THREAD, channel_offsets, channel_panel, gradient_tiling, input_tiling, pack_tiles, transform_tiles
 
-# Bytes of a thread's sums (bench_conv.py, grad_weight: 3x3s2_128@56, 2 MB, 1.12 ms, sharing tiles 1.45; 3x3_128@28, 2.9 MB, .73 and .55).
-LARGEST_SUMS = 2 * 1024 * 1024
-STRIPS_BYTES = 512 * 1024  # of the transforms of a task's strips: with the sums, about a 1 MiB L2
 JOINED_ROWS = 16  # folded channels of a task of the second run
 
 
@@ -151,22 +147,8 @@ def winograd_join(sums, begun, unused, gw, constants, scratch, counters, thread,
             raise_flag(counters)
 
 
-def sums_pitches(problem: Problem, algorithm: Algorithm) -> tuple[int, int]:
-    """From one product's sums of a panel to the next, and from panel to panel."""
-    product = odd_lines((algorithm.channels(problem) + TILE_ROWS) * panel_width(problem.dtype), lane_count(problem.dtype))
-    return product, algorithm.products * product
-
-
 class SplitGradWeight:
     """The weight gradient: `run` has each thread sum over strips of its own, and adds up; `pack` leaves gy as it is."""
-
-    @staticmethod
-    def takes(problem: Problem, algorithm: Algorithm) -> bool:
-        """Whether a thread's sums stay in its cache, and there are strips for all threads."""
-        p, a = problem, algorithm
-        panels = p.groups * -(-p.group_out // panel_width(p.dtype))
-        tiles = p.batch * p.output_size[0] * a.tiles(p)[0]
-        return p.kernel_size[0] == 1 and panels * sums_pitches(p, a)[1] * p.itemsize <= LARGEST_SUMS and tiles >= 2 * num_threads()
 
     def __init__(self, problem: Problem, algorithm: Algorithm):
         p, a = self.problem, self.algorithm = problem, algorithm
