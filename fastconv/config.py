@@ -68,13 +68,14 @@ def kernels() -> dict[str, Any]:
         _normalization,
         _normalization_rows,
         _optimizers,
+        _products,
         _sums,
         load,
     )
     from .backends._fft import kernels as _fft
 
     modules: list[ModuleType] = [_activation, _fft, _gemm, _interleave, _layer_norm, _machine, _normalization, _normalization_rows,
-                                 _optimizers, _sums]
+                                 _optimizers, _products, _sums]
     modules += [sys.modules[f"{__package__}.backends.cpu_{name}"] for name in load("cpu")]
     return _jit.compiled_kernels(modules)
 
@@ -147,6 +148,7 @@ def _warm_layers(dtype: str) -> None:
 
     x = np.ones((2, 4, 2, 2), dtype)
     norms: list[nn.Layer] = [nn.BatchNorm2d(2, layout="NHWC", dtype=dtype), nn.BatchNorm2d(4, dtype=dtype), nn.LayerNorm(2, dtype=dtype)]
+    nn.Linear(4, 2, dtype=dtype).forward(x.reshape(8, 4))[1](np.ones((8, 2), dtype))
     for layer in (*norms, nn.ReLU(), nn.SiLU(), nn.GELU()):
         layer(x)
         y, backprop = layer.forward(x)

@@ -3,6 +3,7 @@
 Measured (benchmarks/bench_operations.py, 2 cores, AVX-512, OpenBLAS): at 1 to 512 rows BLAS is as fast as the 1x1
 convolution that packs its weights each call, or faster (1 x 4096 -> 4096: 1.2 against 6.6 ms); at 2048 rows 1024 -> 4096
 the convolution takes 53 ms, BLAS 77. An outer product takes BLAS five times what an elementwise one does.
+A network's layers, `nn.Linear`, do not come here: OpenBLAS's threads wait busily beside the convolutions' (`backends/_products.py`).
 """
 
 from __future__ import annotations

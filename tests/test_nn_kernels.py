@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, ndtr
 
-from fastconv.backends import _activation
+from fastconv import nn
+from fastconv.backends import _activation, _products
 
 EPSILON = {"float32": 6e-8, "float64": 2.2e-16}
 FUNCTIONS = {
@@ -66,3 +67,37 @@ def test_simd_rectifiers(slope, ceiling, dtype):
         np.testing.assert_array_equal(y, np.minimum(np.where(v > 0, v, v * factor), ceiling))
     gx = _activation.rectifier_gradient(_activation.rectified(x, slope, ceiling), w, slope, ceiling)
     np.testing.assert_array_equal(gx, np.where(x >= ceiling, 0, np.where(x > 0, w, w * factor)))
+
+
+SIZES = [(1, 1, 1), (1, 5, 3), (1, 600, 40), (2, 16, 14), (3, 17, 15), (5, 33, 1), (7, 40, 29), (33, 1, 70), (64, 600, 120), (70, 31, 9)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_simd_products(rows, inputs, outputs, dtype):
+    """Those of a fully connected layer and its gradients, in tiles, parts of tiles and on several threads; nothing beyond is written."""
+    rng = np.random.default_rng(2)
+    x, w, bias, gy = (rng.standard_normal(s).astype(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,), (rows, outputs)))
+    wide, tolerance = [a.astype(float) for a in (x, w, bias, gy)], 40 * EPSILON[dtype] * math.sqrt(max(rows, inputs, outputs))
+    space = np.full((outputs + 2, inputs), 7, dtype)
+    found = [_products.layer_product(x, w, None), _products.layer_product(x, w, bias), _products.product(gy, w),
+             _products.transposed_product(gy, x), _products.transposed_product(gy, x, space[1:-1])]
+    desired = [wide[0] @ wide[1].T, wide[0] @ wide[1].T + wide[2], wide[3] @ wide[1], wide[3].T @ wide[0], wide[3].T @ wide[0]]
+    for y, expected in zip(found, desired, strict=True):
+        assert y.dtype == dtype
+        np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance * max(1, np.abs(expected).max()))
+    assert (space[[0, -1]] == 7).all()
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(40, 700, 650), (9, 2000, 1000), (300, 700, 650)])
+def test_large_linear_layers(rows, inputs, outputs):
+    """Those whose products are convolutions; the input's and the weights' gradients too."""
+    rng = np.random.default_rng(3)
+    layer, x = nn.Linear(inputs, outputs, rng=0), rng.standard_normal((rows, inputs), dtype=np.float32)
+    y, backprop = layer.forward(x)
+    gy = rng.standard_normal(y.shape, dtype=np.float32)
+    wide = layer.weight.astype(float)
+    np.testing.assert_allclose(y, x @ wide.T + layer.bias, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(backprop(gy), gy @ wide, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(layer.grads["weight"], gy.T.astype(float) @ x, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(layer.grads["bias"], gy.sum(axis=0, dtype=float), rtol=0, atol=1e-4)

@@ -122,7 +122,7 @@ def _cross_entropy(scores: np.ndarray, labels: np.ndarray, weight: Any, smoothin
     losses = (1 - smoothing) * own * (logs - picked)
     total = (1 - smoothing) * own
     if smoothing:
-        losses += smoothing / classes * ((logs[:, np.newaxis] - shifted) @ weight)
+        losses += smoothing / classes * ((logs[:, np.newaxis] - shifted) * weight).sum(axis=1)
         total = total + smoothing / classes * weight.sum()
     gradient = p * total[:, np.newaxis] - smoothing / classes * weight
     gradient[rows, labels] -= (1 - smoothing) * own

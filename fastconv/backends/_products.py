@@ -1,0 +1,213 @@
+"""Products of small matrices, for fully connected layers, on the threads that the convolutions use.
+
+    rows_by_rows   y[r][o] = bias[o] + sum over i of x[r][i] * w[o][i]      the layer
+    outer_sum      y[m][n] = sum over k of a(m, k) * b[k][n]                its gradients; a is read as it lies or transposed
+
+BLAS is no faster here, and OpenBLAS's threads, once called, wait busily for milliseconds: they then take the processors
+from the convolutions of the layers around, which ran half as fast (ResNet-18 fused, 2 cores: 23 ms against 13). Nothing is
+packed but strips of b, a vector or two wide, where several tiles read them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from ._jit import outlined
+from ._simd import (
+    TILE_COLUMNS,
+    TILE_ROWS,
+    BoundKernel,
+    advance,
+    get,
+    lane_count,
+    lanes_of,
+    load,
+    load_first,
+    next_task,
+    parallel_kernel,
+    put,
+    store,
+    store_first,
+    thawed,
+    tile_dot,
+    tile_dot_first,
+    tile_outer,
+    tile_store,
+    tile_totals,
+    tile_zeros,
+    zero_element,
+)
+
+SERIAL_PRODUCTS = 1 << 15  # multiply-adds below which a region takes longer than they do
+TASK_PRODUCTS = 1 << 17  # multiply-adds of a task, at least
+FEW_ROWS = 2  # of the tile for rows that are too few for a whole one
+DEPTH = 512  # of a tile of weights that stays in the first-level cache while all rows are multiplied by it
+
+
+# -- the layer ------------------------------------------------------------------------------------------------------------
+
+
+@outlined
+def dot_rows(x, w, offsets, depth, sums):
+    """sums[t] += the sum over i of x[i] * w[offsets[t] + i]."""
+    lanes = lanes_of(x)
+    whole = depth - depth % lanes
+    tile = tile_zeros(x, TILE_ROWS, 1)
+    for i in range(0, whole, lanes):
+        tile = tile_dot(tile, advance(w, i), offsets, advance(x, i))
+    if whole < depth:
+        tile = tile_dot_first(tile, advance(w, whole), offsets, advance(x, whole), depth - whole)
+    tile_totals(tile, sums)
+
+
+@parallel_kernel
+def rows_by_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = x w^T + bias; a task is some tiles of outputs, whose weights are read once for all rows."""
+    rows, depth, outputs, biased, tiles_of_task, whole, part = thawed(constants)
+    while True:
+        first = next_task(counters) * tiles_of_task * TILE_ROWS
+        if first >= outputs:
+            break
+        for start in range(first, min(first + tiles_of_task * TILE_ROWS, outputs), TILE_ROWS):
+            count = min(TILE_ROWS, outputs - start)
+            offsets = whole if count == TILE_ROWS else part
+            for r in range(rows):
+                for t in range(count):
+                    put(y, r * outputs + start + t, get(bias, start + t) if biased else zero_element(x))
+            for i in range(0, depth, DEPTH):
+                for r in range(rows):
+                    target = advance(y, r * outputs + start)
+                    for t in range(count):
+                        put(scratch, t, get(target, t))
+                    dot_rows(advance(x, r * depth + i), advance(w, start * depth + i), offsets, min(DEPTH, depth - i), scratch)
+                    for t in range(count):
+                        put(target, t, get(scratch, t))
+
+
+# -- its gradients ----------------------------------------------------------------------------------------------------------
+
+
+@outlined
+def pack_strip(b, pitch, depth, width, target):
+    """Rows of `width` elements, at most a strip's, one after the other in `target`; the rest of each is zero."""
+    lanes = lanes_of(b)
+    for k in range(depth):
+        for c in range(TILE_COLUMNS):
+            left = min(lanes, max(0, width - c * lanes))
+            row = load(b, k * pitch + c * lanes) if left == lanes else load_first(b, k * pitch + (c * lanes if left else 0), left)
+            store(target, (k * TILE_COLUMNS + c) * lanes, row)
+
+
+@outlined
+def whole_tile(a, offsets, step, b, pitch, depth, sums):
+    """sums = a tile of the product, TILE_ROWS rows of a strip."""
+    tile = tile_zeros(b, TILE_ROWS, TILE_COLUMNS)
+    for k in range(depth):
+        tile = tile_outer(tile, advance(a, k * step), offsets, advance(b, k * pitch), TILE_ROWS)
+    tile_store(sums, TILE_COLUMNS * lanes_of(b), tile, TILE_ROWS)
+
+
+@outlined
+def few_tile(a, offsets, step, b, pitch, depth, sums):
+    """The same of FEW_ROWS rows."""
+    tile = tile_zeros(b, FEW_ROWS, TILE_COLUMNS)
+    for k in range(depth):
+        tile = tile_outer(tile, advance(a, k * step), offsets, advance(b, k * pitch), FEW_ROWS)
+    tile_store(sums, TILE_COLUMNS * lanes_of(b), tile, FEW_ROWS)
+
+
+@outlined
+def copy_tile(sums, rows, width, y, pitch):
+    """Write `rows` rows of a tile, `width` elements of each."""
+    lanes = lanes_of(y)
+    for r in range(rows):
+        for c in range(0, width, lanes):
+            if c + lanes <= width:
+                store(y, r * pitch + c, load(sums, r * TILE_COLUMNS * lanes + c))
+            else:
+                store_first(y, r * pitch + c, load(sums, r * TILE_COLUMNS * lanes + c), width - c)
+
+
+@parallel_kernel
+def outer_sum(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = a w; a's rows are `row_pitch` apart in x, its columns `step`. A task is a strip of columns and some of the rows."""
+    rows, depth, columns, row_pitch, step, rows_of_task, offsets, single = thawed(constants)
+    width = TILE_COLUMNS * lanes_of(x)
+    strips = -(-columns // width)
+    sums, strip = scratch, advance(scratch, TILE_ROWS * width)
+    while True:
+        task = next_task(counters)
+        if task // strips * rows_of_task >= rows:
+            break
+        n = task % strips * width
+        wide = min(width, columns - n)
+        b, pitch = advance(w, n), columns
+        if wide < width or rows > FEW_ROWS:
+            pack_strip(b, columns, depth, wide, strip)
+            b, pitch = strip, width
+        first = task // strips * rows_of_task
+        last = min(rows, first + rows_of_task)
+        while first < last:
+            left = last - first
+            a = advance(x, first * row_pitch)
+            if left >= TILE_ROWS:
+                whole_tile(a, offsets, step, b, pitch, depth, sums)
+                taken = TILE_ROWS
+            elif left >= FEW_ROWS:
+                few_tile(a, offsets, step, b, pitch, depth, sums)
+                taken = FEW_ROWS
+            else:
+                few_tile(a, single, step, b, pitch, depth, sums)
+                taken = 1
+            copy_tile(sums, taken, wide, advance(y, first * columns + n), columns)
+            first += taken
+
+
+# -- calls ----------------------------------------------------------------------------------------------------------------
+
+
+def _offsets(pitch: int, limit: int) -> np.ndarray:
+    """Where the rows of a tile start; those there are not start where the last does."""
+    return np.minimum(np.arange(TILE_ROWS), limit - 1).astype(np.int32) * np.int32(pitch)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layer(rows: int, depth: int, outputs: int, dtype: str, biased: bool) -> BoundKernel:
+    tiles = max(1, TASK_PRODUCTS // (rows * depth * TILE_ROWS))
+    constants = (rows, depth, outputs, biased, tiles, _offsets(depth, TILE_ROWS), _offsets(depth, outputs % TILE_ROWS or TILE_ROWS))
+    return rows_by_rows.bind(dtype, constants, scratch=TILE_ROWS, counters=1, parallel=rows * depth * outputs > SERIAL_PRODUCTS)
+
+
+@functools.lru_cache(maxsize=1024)
+def _outer(rows: int, depth: int, columns: int, dtype: str, transposed: bool) -> BoundKernel:
+    row_pitch, step = (1, rows) if transposed else (depth, 1)
+    width = TILE_COLUMNS * lane_count(dtype)
+    rows_of_task = -(-max(1, TASK_PRODUCTS // (depth * width)) // TILE_ROWS) * TILE_ROWS
+    constants = (rows, depth, columns, row_pitch, step, rows_of_task, _offsets(row_pitch, TILE_ROWS), _offsets(row_pitch, 1))
+    return outer_sum.bind(dtype, constants, scratch=(TILE_ROWS + depth) * width, counters=1,
+                          parallel=rows * depth * columns > SERIAL_PRODUCTS)
+
+
+def layer_product(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """x w^T + bias of contiguous matrices of one dtype, float32 or float64, none of them empty."""
+    y = np.empty((len(x), len(w)), x.dtype)
+    _layer(*x.shape, len(w), x.dtype.char, bias is not None)(x, w, y if bias is None else bias, y)
+    return y
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A b of such matrices."""
+    y = np.empty((len(a), b.shape[1]), a.dtype)
+    _outer(*a.shape, b.shape[1], a.dtype.char, False)(a, b, y, y)
+    return y
+
+
+def transposed_product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a^T b of such matrices; `out` is contiguous and of the result's shape."""
+    y = np.empty((a.shape[1], b.shape[1]), a.dtype) if out is None else out
+    if len(a) == 1:  # bound by memory, which tiles write out of order
+        return np.multiply(a.T, b, out=y)
+    _outer(a.shape[1], len(a), b.shape[1], a.dtype.char, True)(a, b, y, y)
+    return y
