@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import conv
 from ..backends._activation import apply, rectifier, rectify_in_place
+from ..backends._scratch import keep_freed_memory
 from ._layer import Layer
 from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh, contiguous
 from .containers import Parallel, Residual, Sequential
@@ -88,6 +89,7 @@ def fuse(model: Layer, input_shape: Sequence[int] | None = None) -> Fused:
     ----------
     Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference" (2018), section 3.2.
     """
+    keep_freed_memory()
     step, lines = _fused(model)
     dtype = next((p.params[p.key].dtype for p in model.named_parameters()), None)
     made = Fused(step, "\n".join("  " + line for line in lines), dtype)

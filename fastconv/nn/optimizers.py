@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends._scratch import keep_freed_memory
 from ._layer import Layer
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"]
@@ -40,6 +41,7 @@ class Optimizer:
         self._numbers = np.zeros(8)
         self._state: dict[str, list[np.ndarray]] = {}
         self._kernels: dict[str, tuple[Any, Any]] = {}
+        keep_freed_memory()  # steps to come allocate what each step frees
 
     def _set_numbers(self, numbers: np.ndarray) -> None:
         raise NotImplementedError(f"{type(self).__name__} must set the numbers of its kernel")
