@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from ._layer import Backprop, Layer, Trace, check_layout
 from .activations import Rectifier, contiguous
 
 __all__ = ["Parallel", "Residual", "Sequential"]
+
+
+def _sum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x + y of one shape and dtype, on all threads."""
+    return rectified_sum(contiguous(x), contiguous(y), 1.0, math.inf)
 
 
 class _Container(Layer):
@@ -172,7 +178,7 @@ class Parallel(_Container):
             gx: np.ndarray | None = None
             for branch, part in zip(backprops, parts):
                 more = branch(part)
-                gx = more if gx is None else gx + more
+                gx = more if gx is None else _sum(gx, more)
             assert gx is not None  # there is at least one branch
             return gx
 
@@ -229,7 +235,8 @@ class Residual(Layer):
         rectifier = self._rectifier()
         if rectifier is not None:
             return rectified_sum(contiguous(y), contiguous(x), *rectifier)
-        return children["activation"](y + x) if "activation" in children else y + x
+        y = _sum(y, x)
+        return children["activation"](y) if "activation" in children else y
 
     def _rectifier(self) -> tuple[float, float] | None:
         """Slope and ceiling of the activation, if it is computed with the sum."""
@@ -249,15 +256,15 @@ class Residual(Layer):
             y = rectified_sum(contiguous(y), contiguous(carried), *rectifier)
             through_activation = children["activation"].backward_from(y)
         elif "activation" in children:
-            y, through_activation = children["activation"].forward(y + carried)
+            y, through_activation = children["activation"].forward(_sum(y, carried))
         else:
-            y = y + carried
+            y = _sum(y, carried)
         shape, dtype = y.shape, y.dtype
 
         def backprop(gy: Any) -> np.ndarray:
             gy = self.as_gradient(gy, shape, dtype) if through_activation is None else through_activation(gy)
             gx = through_branch(gy)
-            return gx + (gy if through_shortcut is None else through_shortcut(gy))
+            return _sum(gx, gy if through_shortcut is None else through_shortcut(gy))
 
         return y, backprop
 
