@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .emit import I64, emit_fma, emit_load, emit_scale, emit_splat, emit_store, emit_transpose, vector_of, zero_of
+from .emit import I64, emit_fma, emit_load, emit_load_transposed, emit_scale, emit_splat, emit_store, vector_of, zero_of
 
 PLAIN, BEFORE, AFTER = 0, 1, 2  # where a pass multiplies by its twiddle factors: nowhere, at its inputs, at its outputs
 FACTORS = {6: (2, 3), 8: (2, 4), 9: (3, 3), 10: (2, 5), 12: (4, 3), 15: (3, 5), 16: (4, 4)}  # of composite radices
@@ -207,8 +207,8 @@ def turn_square(typingctx, source, source_pitch, target, target_pitch):
 
     def codegen(context, builder, signature, args):
         source, source_pitch, target, target_pitch = args
-        rows = [emit_load(builder, vector, at) for at in _addresses(builder, source, source_pitch, vector.lanes)]
-        for at, row in zip(_addresses(builder, target, target_pitch, vector.lanes), emit_transpose(builder, rows), strict=True):
+        rows = emit_load_transposed(builder, vector, _addresses(builder, source, source_pitch, vector.lanes))
+        for at, row in zip(_addresses(builder, target, target_pitch, vector.lanes), rows, strict=True):
             emit_store(builder, vector, row, at)
         return context.get_dummy_value()
 

@@ -18,6 +18,7 @@ from .emit import (
     emit_in_order,
     emit_load,
     emit_load_masked,
+    emit_load_transposed,
     emit_splat,
     emit_store,
     emit_store_masked,
@@ -367,8 +368,8 @@ def transpose_whole(typingctx, source, source_pitch, target, target_pitch):
 
     def codegen(context, builder, signature, args):
         source, source_pitch, target, target_pitch = args
-        rows = [emit_load(builder, vector, source, builder.mul(source_pitch, I64(r))) for r in range(vector.lanes)]
-        for c, column in enumerate(emit_transpose(builder, rows)):
+        rows = [builder.gep(source, [builder.mul(source_pitch, I64(r))]) for r in range(vector.lanes)]
+        for c, column in enumerate(emit_load_transposed(builder, vector, rows)):
             emit_store(builder, vector, column, target, builder.mul(target_pitch, I64(c)))
         return context.get_dummy_value()
 
@@ -382,8 +383,8 @@ def transpose_streamed(typingctx, source, source_pitch, target, target_pitch):
 
     def codegen(context, builder, signature, args):
         source, source_pitch, target, target_pitch = args
-        rows = [emit_load(builder, vector, source, builder.mul(source_pitch, I64(r))) for r in range(vector.lanes)]
-        for c, column in enumerate(emit_transpose(builder, rows)):
+        rows = [builder.gep(source, [builder.mul(source_pitch, I64(r))]) for r in range(vector.lanes)]
+        for c, column in enumerate(emit_load_transposed(builder, vector, rows)):
             emit_store_streamed(builder, vector, column, target, builder.mul(target_pitch, I64(c)))
         return context.get_dummy_value()
 
