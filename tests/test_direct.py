@@ -26,6 +26,9 @@ SHAPES = {
     "5x5": (2, 5, (14, 14), 1, (5, 5), {"padding": 2}),
     "7x7": (1, 3, (19, 131), 1, (7, 7), {"padding": 3}),
     "9x9_border_wider_than_the_kernel_needs": (1, 2, (10, 40), 1, (9, 9), {"padding": 6}),
+    "narrow_planes": (1, 8, (56, 56), 1, (7, 7), {"padding": 3}),
+    "narrow_planes_in_chunks": (1, 1, (150, 100), 1, (7, 7), {"padding": ((9, 2), (1, 18))}),
+    "narrow_planes_shared": (2, 2, (9, 30), 3, (5, 5), {"padding": (4, 0)}),
     "dilated": (1, 3, (23, 50), 1, (3, 3), {"padding": (5, 2), "dilation": (3, 2)}),
     "one_residue_empty": (1, 3, (9, 20), 1, (3, 3), {"padding": 1, "dilation": (5, 1), "padding_mode": "zeros"}),
     "reflected": (1, 4, (11, 37), 1, (3, 3), {"padding": 2, "padding_mode": "reflect"}),
@@ -108,7 +111,7 @@ def test_transposed_strips_sum_exactly(name, grouped, dtype):
     np.testing.assert_array_equal(out, np.maximum(wanted, 0))
 
 
-@pytest.mark.parametrize("name", ["narrower_than_a_vector", "stride_2", "7x7", "6_outputs", "channels_last"])
+@pytest.mark.parametrize("name", ["narrower_than_a_vector", "stride_2", "7x7", "narrow_planes_shared", "6_outputs", "channels_last"])
 def test_every_engine_applies_bias_and_rectifier(name):
     problem, arrays, options = case(SHAPES[name], "float32", "forward")
     channels = problem.out_channels

@@ -5,7 +5,8 @@ by the phase of the stride; channels-first images are transposed on the way in a
 registers over all taps.
 
 What did not pay: one tap at a time, which needs no neighbours and so serves every stride and dilation, but loads as many
-vectors as it multiplies (188 GFLOP/s, not 270); transposing by masked blocks only (twice the time of whole ones).
+vectors as it multiplies (188 GFLOP/s, not 270); transposing by masked blocks only (twice the time of whole ones);
+prefetching a block's lines of y and the next block's of x during the sums (nothing gained).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from ._simd import (
 )
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise)
+EFFICIENCY = 0.87  # of all that follows
 SINGLE_STEP = 1.3  # of a tap on its own, which loads each pixel again
 PIXEL_OVERHEAD = 10  # of a pixel of outputs
 TRANSPOSE_OVERHEAD = 10  # of the same where channels come first
@@ -241,8 +243,10 @@ def fits(problem: Problem) -> bool:
 
 
 def _row(p: Problem) -> int:
-    """Elements of a copied row, with what the last tile reads too much."""
-    return p.stride[2] * (-(-p.padded_size[2] // p.stride[2]) + LARGE_TILE) * lane_count(p.dtype)
+    """Elements of a copied row, with what a tile longer than a row of outputs reads too much."""
+    size = LARGE_TILE if p.output_size[2] > SMALL_TILE else SMALL_TILE
+    beyond = max(0, size - p.output_size[2])
+    return p.stride[2] * (-(-p.padded_size[2] // p.stride[2]) + beyond) * lane_count(p.dtype)
 
 
 def slots(problem: Problem) -> float:
@@ -255,7 +259,8 @@ def slots(problem: Problem) -> float:
     step = 1.0 if p.kernel_size[2] >= TAP_RUN and p.stride[2] == p.dilation[2] == 1 else SINGLE_STEP
     each = p.taps * step + PIXEL_OVERHEAD + (0 if p.channels_last else TRANSPOSE_OVERHEAD)
     copied = p.padded_size[1] * p.padded_size[2] * COPY_COST
-    return p.batch * -(-p.out_channels // lane_count(p.dtype)) * (p.output_size[1] * pixels * each + copied + p.taps * GATHER_COST)
+    block = p.output_size[1] * pixels * each + copied + p.taps * GATHER_COST
+    return p.batch * -(-p.out_channels // lane_count(p.dtype)) * block / EFFICIENCY
 
 
 class ByChannels:

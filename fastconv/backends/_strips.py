@@ -43,9 +43,10 @@ from ._simd import (
 from ._simd.emit import VECTOR_REGISTERS, emit_call
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise and filters)
-EFFICIENCY = 0.75  # of the tiles, masked ones at the edges included
-VECTOR_OVERHEAD = 16  # of a vector of outputs
-PLANE_OVERHEAD = 250
+EFFICIENCY = 0.92  # of the tiles inside the image
+EDGE_FACTOR = 1.25  # of a vector in a masked tile at an edge
+VECTOR_OVERHEAD = 10  # of a vector of outputs
+PLANE_OVERHEAD = 100
 STRIDE_FACTOR = 1.6  # of a stride of two
 SERIAL_FLOPS = 800_000  # below which one thread is done before a second has started (bench_conv.py, tiny)
 TASK_FLOPS = 100_000  # of a task at least: half a microsecond, ten times the cost of taking it (bench_conv.py, depthwise 14 x 14)
@@ -161,7 +162,8 @@ def make_strips(kh: int, kw: int, stride: int, tile: Tile):
 STRIPS = {name: make_strips(*shape) for name, shape in SHAPES.items()}
 
 
-def _signature(p: types.CPointer) -> tuple[Any, ...]:
+def strips_signature(p: types.CPointer) -> tuple[Any, ...]:
+    """Argument types of strips."""
     epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
     word = types.int64
     return (p, word, types.CPointer(types.int32), word, p, p, p, p, *[word] * 7, epilogue)
@@ -170,13 +172,13 @@ def _signature(p: types.CPointer) -> tuple[Any, ...]:
 @functools.cache
 def strips_address(name: str, dtype: str) -> int:
     """Address of the compiled strips of a shape."""
-    return address_of(STRIPS[name], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(STRIPS[name], strips_signature(types.CPointer(from_dtype(np.dtype(dtype)))))
 
 
 @intrinsic
 def call_strips(typingctx, strips, x, pitch, rows, step, zeros, w, bias, y, y_pitch, out_h, run, end, low, in_w, dilation, epilogue):
     """Call strips through their address."""
-    arguments = _signature(x)
+    arguments = strips_signature(x)
 
     def codegen(context, builder, signature, args):
         emit_call(context, builder, args[0], arguments, args[1:])
@@ -242,12 +244,22 @@ def slots(problem: Problem) -> float:
     if name is None or not fits(problem):
         return math.inf
     p, tile = problem, SHAPES[name].tile
-    vectors = -(-p.output_size[2] // (lane_count(p.dtype) * tile.edge_columns)) * tile.edge_columns
     rows = p.dilation[1] * -(-p.output_size[1] // (p.dilation[1] * tile.rows)) * tile.rows
     each = (p.taps / EFFICIENCY + VECTOR_OVERHEAD) * (1 if p.stride[2] == 1 else STRIDE_FACTOR)
     threads = num_threads() if p.flops > SERIAL_FLOPS else 1
     tasks = p.batch * p.out_channels * (rows // tile.rows) * -(-p.output_size[2] // PANEL)
-    return p.batch * p.out_channels * (rows * vectors * each + PLANE_OVERHEAD) * threads / speedup(tasks, threads)
+    return p.batch * p.out_channels * (rows * _row_vectors(p, tile) * each + PLANE_OVERHEAD) * threads / speedup(tasks, threads)
+
+
+def _row_vectors(problem: Problem, tile: Tile) -> float:
+    """Vectors of a row of outputs, those of masked tiles counted by what they take."""
+    p, lanes = problem, lane_count(problem.dtype)
+    edge, width = lanes * tile.edge_columns, lanes * tile.columns
+    start = -(-p.padding[2][0] // (edge * p.stride[2])) * edge
+    last = (p.input_size[2] + p.padding[2][0] - width * p.stride[2] - p.dilation[2] * (p.kernel_size[2] - 1)) // p.stride[2]
+    inside = max(0, (min(p.output_size[2] - width, last) - start) // width + 1) * tile.columns
+    masked = -(-(p.output_size[2] - inside * lanes) // edge) * tile.edge_columns
+    return inside + EDGE_FACTOR * masked
 
 
 class Strips:

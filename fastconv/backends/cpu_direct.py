@@ -4,6 +4,7 @@ It refuses nothing. Its strengths are depthwise and grouped convolutions, images
 `im2col` has too few output channels to fill a vector. Its engines, the quickest of which is taken:
 
     _strips             single planes (depthwise layers, filters): lanes are pixels, read in place
+    _padded_strips      the same of narrow planes: rows copied with their border of zeros
     _channels           depthwise: lanes are channels
     _lines              everything: lanes are pixels, rows copied with their borders
     _strip_gradients    weight gradients of few channels: pairs of planes, read in place
@@ -22,14 +23,27 @@ import math
 from collections.abc import Callable
 
 from ..problem import Problem
-from . import Backend, Kernel, Machine, _channels, _line_choice, _line_gradients, _lines, _strip_gradients, _strips, _transposed_strips
+from . import (
+    Backend,
+    Kernel,
+    Machine,
+    _channels,
+    _line_choice,
+    _line_gradients,
+    _lines,
+    _padded_strips,
+    _strip_gradients,
+    _strips,
+    _transposed_strips,
+)
 from ._boxes import REGION_LAUNCHES
 from ._phases import GradInputByPhases, phase_seconds
 from ._simd import lane_count
 
 # pass -> (time in vector multiply-adds of one thread, kernel) of each engine
 ENGINES: dict[str, list[tuple[Callable[[Problem], float], Callable[[Problem], Kernel]]]] = {
-    "forward": [(_line_choice.slots, _lines.Forward), (_strips.slots, _strips.Strips), (_channels.slots, _channels.ByChannels)],
+    "forward": [(_line_choice.slots, _lines.Forward), (_strips.slots, _strips.Strips),
+                (_padded_strips.slots, _padded_strips.PaddedStrips), (_channels.slots, _channels.ByChannels)],
     "grad_input": [(_transposed_strips.slots, _transposed_strips.TransposedStrips)],
     "grad_weight": [(_line_gradients.slots, _line_gradients.GradWeight), (_strip_gradients.slots, _strip_gradients.StripGradients)],
 }
@@ -87,6 +101,8 @@ def prepare(dtype: str) -> None:
         _lines.tile_address(rows, dtype)
     for name in _strips.STRIPS:
         _strips.strips_address(name, dtype)
+    for size in _padded_strips.SIZES:
+        _padded_strips.padded_address(size, dtype)
     for part in _strip_gradients.GRADIENTS:
         _strip_gradients.gradients_address(*part, dtype)
     for size in _transposed_strips.SIZES:
