@@ -1,8 +1,8 @@
 """Kernels of the poolings' forward passes: rows of the result shared out among the threads.
 
 Images with channels first are done by `_pooling_rows`, with channels last by `_pooling_pixels`; where the only window of an
-image is the image, it is one run of elements, or of pixels. Sums are divided, not multiplied by a reciprocal, so that the
-mean of equal values is that value.
+image is the image, it is one run of elements, or of pixels. Sums are divided, not multiplied by a reciprocal, so that an
+exact sum of equal values gives that value.
 """
 
 from __future__ import annotations
