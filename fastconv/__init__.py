@@ -87,6 +87,7 @@ from .pool import (
     max_unpool3d_backward,
 )
 from .unfolding import fold, fold_backward, unfold, unfold_backward
+from .warming import warmup
 
 if TYPE_CHECKING:
     from . import linalg, nn

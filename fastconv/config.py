@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -47,11 +45,9 @@ def get_num_threads() -> int:
 
 def kernels() -> dict[str, Any]:
     """Every compiled kernel of the CPU, by name."""
-    from . import backends
-    from .backends import _jit
+    from .backends import _jit, modules
 
-    names = [module.name for module in pkgutil.walk_packages(backends.__path__, backends.__name__ + ".") if ".cuda_" not in module.name]
-    return _jit.compiled_kernels([importlib.import_module(name) for name in names])
+    return _jit.compiled_kernels(modules("cpu"))
 
 
 def describe() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,12 +14,19 @@ from .problem import Options, Problem
 __all__ = ["warmup"]
 
 Step = tuple[str, Callable[[str], None]]
+Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
 
-# One forward and one weight gradient per backend reach every kernel that a dtype has; both layouts share them.
-CASES: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], ...] = (
-    ((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1}), ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8}),
-    ((1, 8, 24, 24), (40, 8, 1, 1), {}))
-STRIDED_CASE = ((1, 8, 24, 24), (40, 8, 3, 3), {"stride": 2})
+# Convolutions that, by every backend, reach every kernel that a dtype has.
+DENSE: Case = ((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1})
+POINTWISE: Case = ((1, 8, 24, 24), (40, 8, 1, 1), {})
+DEPTHWISE: Case = ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8})
+PIXELS: Case = ((1, 24, 24, 64), (3, 3, 1, 64), {"padding": 1, "groups": 64, "layout": "NHWC"})
+STRIDED: Case = ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8, "stride": 2})
+CASES: dict[str, tuple[Case, ...]] = {
+    "forward": (DENSE, POINTWISE, DEPTHWISE, PIXELS), "grad_weight": (DENSE, POINTWISE, DEPTHWISE),
+    "grad_input": (STRIDED,)}
+INTERLEAVED: Case = ((1, 8, 24, 24), (40, 8, 3, 3), {"stride": 2})
+LARGE_PLANE = (1, 1, 1 << 13, 1 << 12)  # of more positions than float32 can count
 LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -72,13 +80,13 @@ def _backend_steps() -> Iterator[Step]:
     from .backends import load
 
     for name, backend in load("cpu").items():
-        for pass_name in ("forward", "grad_weight"):
-            yield f"{name} {pass_name}", lambda dtype, pass_name=pass_name, backend=backend: _cases(pass_name, backend, dtype)
+        for pass_name in CASES:
+            yield f"{name} {pass_name}", functools.partial(_cases, pass_name, backend)
         yield f"{name} variants", backend.prepare
 
 
 def _cases(pass_name: str, backend: Any, dtype: str) -> None:
-    for shape, weights, options in CASES:
+    for shape, weights, options in CASES[pass_name]:
         problem = Problem.create(pass_name, 2, shape, weights, dtype, Options(**options))
         if backend.refuses(problem) is None:
             first, second, result = (np.zeros(s, dtype) for s in problem.shapes)
@@ -89,7 +97,7 @@ def _cases(pass_name: str, backend: Any, dtype: str) -> None:
 def _interleaving(dtype: str) -> None:
     from .backends._interleave import NO_PART, Interleaving
 
-    Interleaving(Problem.create("grad_input", 2, *STRIDED_CASE[:2], dtype, Options(**STRIDED_CASE[2])), [NO_PART] * 4)
+    Interleaving(Problem.create("grad_input", 2, *INTERLEAVED[:2], dtype, Options(**INTERLEAVED[2])), [NO_PART] * 4)
 
 
 def _activations(dtype: str) -> None:
@@ -112,17 +120,20 @@ def _sums(dtype: str) -> None:
 def _max_pools(dtype: str) -> None:
     """Maxima, their places, their gradients with places and without, and unpooling."""
     from . import pool
+    from ._windows import Windows
+    from .backends._pooling_plans import bind_places
 
     x = np.zeros((1, 6, 6, 6), dtype)
+    bind_places(Windows.create(2, LARGE_PLANE, 2, None, 0, 1, False, "NCHW"), dtype, flat=False)
     for layout in LAYOUTS:
         y, places = pool.max_pool2d(x, 2, return_indices=True, layout=layout)
         pool.max_pool2d(x, 2, layout=layout)
         pool.global_max_pool(x, layout=layout)
-        pool.max_unpool2d_backward(pool.max_unpool2d(y, places, 2, layout=layout), places, 2, layout=layout)
+        pool.max_unpool2d_backward(pool.max_unpool2d(y, places, 2, layout=layout), places, layout=layout)
         if y.dtype.kind == "f":
             pool.max_pool2d_backward(y, x, 2, layout=layout)
+            pool.max_pool2d_backward(np.zeros((1, 6, 2, 2), dtype), x, 3)
             pool.max_pool2d_backward(y, x, 2, indices=places, layout=layout)
-            pool.global_max_pool_backward(x[:, :1, :1], x, layout="NHWC")
             pool.adaptive_max_pool2d_backward(y, x, layout=layout)
 
 
@@ -147,7 +158,7 @@ def _local(dtype: str) -> None:
 
     for layout in LAYOUTS:
         x, w = np.zeros((1, 2, 2), dtype), np.zeros((2, 1, 2, 2) if layout == "NHWC" else (2, 2, 1, 2), dtype)
-        locally_connected1d_backward(locally_connected1d(x, w, layout=layout[::2]), x, w, layout=layout[::2])
+        locally_connected1d_backward(locally_connected1d(x, w, layout=layout), x, w, layout=layout)
 
 
 def _deformable(dtype: str) -> None:

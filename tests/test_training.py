@@ -116,7 +116,7 @@ def test_restore_best(tmp_path):
     states = []
     options = {"validation": 0.2, "callbacks": [lambda model, history: states.append(model.state_dict()), rising]}
     path = tmp_path / "run.npz"
-    last, _, history = fitted(epochs=6, **options)
+    _, _, history = fitted(epochs=6, **options)
     best = int(np.argmin(history.val_loss))
     assert best < 5  # else there is nothing to restore
     wanted = states[best]
