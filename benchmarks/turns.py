@@ -53,7 +53,7 @@ def _serve(prepare: Callable[[Any, int], Call | None], threads: int, seconds: fl
             call = prepare(task, threads)
             results = None if call is None else [np.array(call()) for _ in range(calls)]
         except Exception as error:  # a library's failure must not end the comparison
-            call, results = None, f"{type(error).__name__}: {error}"
+            call, results = None, f"{type(error).__name__}: {error}".splitlines()[0]
         pipe.send(results)
         while call and pipe.recv():
             pipe.send(typical_seconds(call, seconds))

@@ -22,6 +22,7 @@ from ._pooling_rows import (
 )
 from ._simd import (
     advance,
+    as_bytes,
     as_int64,
     broadcast,
     divide,
@@ -33,6 +34,7 @@ from ._simd import (
     next_task,
     parallel_kernel,
     put,
+    store_bytes,
     store_first,
     thawed,
     total,
@@ -51,6 +53,21 @@ def row_at(index, g):
     above = index // g.out_h
     plane = above // g.out_d
     return plane, above - plane * g.out_d, index - above * g.out_h
+
+
+@inlined
+def write_taps(chosen, count, taps):
+    """taps[:count] = chosen[:count] as bytes, 255 for infinity."""
+    for i in range(0, count, lanes_of(chosen)):
+        store_bytes(taps, i, load_most(chosen, i, count - i), count - i)
+
+
+@inlined
+def write_positions(chosen, count, offset, positions):
+    """positions[:count] = chosen[:count] + offset as int64, -1 for infinity."""
+    for i in range(count):
+        place = get(chosen, i)
+        put(positions, i, -1 if place == -lowest_element(chosen) else np.int64(place) + offset)
 
 
 # -- channels first -------------------------------------------------------------------------------------------------------
@@ -94,9 +111,9 @@ def mean_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
 
 @parallel_kernel
 def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y = the maxima of windows, w = their places as int64, channels first; floats."""
-    g, table_d, table_h, table_w, ramp, flat, run = thawed(constants)
-    places, chosen = as_int64(w), advance(scratch, 4 * g.length)
+    """y = the maxima of windows, w = their places, channels first; floats. Positions are int64, taps bytes."""
+    g, table_d, table_h, table_w, n, first_d, first_h, first_w, ramp, flat, run = thawed(constants)
+    positions, taps, chosen = as_int64(w), as_bytes(w), advance(scratch, 2 * g.length)
     fill_line(scratch, g.length, lowest_element(x))
     fill_line(advance(scratch, g.length), g.length, -lowest_element(x))
     rows = g.planes * g.out_d * g.out_h
@@ -106,12 +123,13 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
             break
         for index in range(first, min(first + run, rows)):
             plane, od, oh = row_at(index, g)
-            highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, od, oh, ramp, scratch, advance(y, index * g.out_w),
-                        chosen)
-            offset = flat * plane * g.plane
-            for o in range(g.out_w):
-                place = get(chosen, o)
-                put(places, index * g.out_w + o, -1 if place == -lowest_element(x) else np.int64(place) + offset)
+            at = index * g.out_w
+            highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
+                        scratch, advance(y, at), chosen)
+            if n.by_column == 0:
+                write_taps(chosen, g.out_w, advance(taps, at))
+            else:
+                write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -157,25 +175,30 @@ def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
 
 @parallel_kernel
 def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y = the maxima of windows, w = their places as int64, channels last; floats."""
-    g, channels, table_d, table_h, table_w, flat, run = thawed(constants)
-    places = as_int64(w)
+    """y = the maxima of windows, w = their places, channels last; floats. Positions are int64, taps bytes."""
+    g, channels, table_d, table_h, table_w, n, first_d, first_h, first_w, flat, run = thawed(constants)
+    positions, taps = as_int64(w), as_bytes(w)
     rows = g.planes * g.out_d * g.out_h
+    pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
     while True:
         first = next_task(counters) * run
         if first >= rows:
             break
         for index in range(first, min(first + run, rows)):
             image, od, oh = row_at(index, g)
+            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
             for o in range(g.out_w):
                 at = (index * g.out_w + o) * channels
-                highest_pixel_places(advance(x, image * g.plane * channels), g, table_d[2 * od], table_d[2 * od + 1], table_h[2 * oh],
-                                     table_h[2 * oh + 1], table_w[2 * o], table_w[2 * o + 1], channels, channels, advance(y, at), scratch)
-                for c in range(channels):
-                    place = -1 if get(scratch, c) == -lowest_element(x) else np.int64(get(scratch, c))
-                    if flat and place >= 0:
-                        place = (image * g.plane + place) * channels + c
-                    put(places, at + c, place)
+                highest_pixel_places(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1],
+                                     pitch_h, table_w[2 * o + 1], g.step_w * channels, channels,
+                                     first_d[od] + first_h[oh] + first_w[o], n, advance(y, at), scratch)
+                if n.by_column == 0:
+                    write_taps(scratch, channels, advance(taps, at))
+                    continue
+                write_positions(scratch, channels, 0, advance(positions, at))
+                for c in range(flat * channels):
+                    place = positions[at + c]
+                    put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
 
 
 # -- any type, any layout -------------------------------------------------------------------------------------------------
