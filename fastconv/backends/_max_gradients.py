@@ -1,8 +1,8 @@
 """Gradients of maxima, and unpooling: values that go to a place of their own in each window.
 
 The forward pass keeps each maximum's tap, its position in its window, in one byte (`_pooling`, place_rows and place_pixels).
-Planes, or where channels come last images by runs of channels, are then scattered into one by one, so that no two threads write
-to the same. With positions given, and for windows of more taps than a byte counts, these are used instead.
+Planes are then scattered into one by one, or where they are few in bands, each by all outputs that reach it. With positions
+given, and for windows of more taps than a byte counts, these are used instead; images are then cut into runs of channels.
 
 Tried: channels last, a vector of channels of each input pixel that gathers from the windows which hold it, 1.1 to 3 times as
 long; channels first, rows of the input that gather in vectors from lines of places found again from x, 1.5 to 5 times.
@@ -10,7 +10,9 @@ long; channels first, rows of the input that gather in vectors from lines of pla
 
 from __future__ import annotations
 
-from ._jit import inlined, outlined
+import numpy as np
+
+from ._jit import outlined
 from ._pooling_rows import store_most
 from ._simd import (
     advance,
@@ -28,6 +30,7 @@ from ._simd import (
 )
 
 NO_TAP = 255  # of an empty window
+NOWHERE = -(1 << 62)  # what it reaches
 
 
 @outlined
@@ -38,57 +41,44 @@ def clear_run(target, size):
         store_most(target, i, zero(target), size - i)
 
 
-@inlined
-def clear_part(target, plane, channels, count):
-    """Zero the first `count` channels of all pixels of a plane."""
-    if count == channels:
-        clear_run(target, plane * channels)
-    else:
-        for i in range(plane):
-            clear_run(advance(target, i * channels), count)
-
-
 # -- taps -----------------------------------------------------------------------------------------------------------------
 
 
 @outlined
-def scatter_run(gy, taps, count, begins, reaches, target):
-    """Add gy[i] to target[begins[i] + reaches[taps[i]]]."""
+def scatter_run(gy, taps, count, begins, reaches, start, size, target):
+    """Add gy[i] to target[start + begins[i] + reaches[taps[i]]] where that lies in target[:size]."""
     for i in range(count):
-        tap = taps[i]
-        if tap != NO_TAP:
-            place = begins[i] + reaches[tap]
+        place = start + begins[i] + reaches[taps[i]]
+        if np.uint64(place) < np.uint64(size):
             put(target, place, get(target, place) + get(gy, i))
 
 
 @parallel_kernel
 def scatter_taps(gy, taps, bias, gx, constants, scratch, counters, thread, threads):
-    """gx = the gradient of maxima whose taps are known; each run of outputs finds what it reaches zeroed, not long ago."""
-    images, plane, channels, width, runs, length, starts, ends, begins, reaches, columns, batch = thawed(constants)
+    """gx = the gradient of maxima whose taps are known, by bands of planes; a run of outputs finds what it reaches just zeroed."""
+    images, plane, channels, bands, runs, length, edges, first_runs, end_runs, starts, ends, begins, reaches, columns, batch = thawed(
+        constants)
     taps = as_bytes(taps)
-    parts = -(-channels // width)
-    tasks = images * parts
     while True:
         first = next_task(counters) * batch
-        if first >= tasks:
+        if first >= images * bands:
             break
-        for task in range(first, min(first + batch, tasks)):
-            image, c = task // parts, task % parts * width
-            count = min(width, channels - c)
-            target = advance(gx, image * plane * channels + c)
-            cleared = 0
-            for run in range(runs):
-                clear_part(advance(target, cleared * channels), ends[run] - cleared, channels, count)
-                cleared = ends[run]
-                at = (image * runs + run) * length * channels + c
-                start = advance(target, starts[run])
+        for task in range(first, min(first + batch, images * bands)):
+            image, band = task // bands, task % bands
+            low, size, cleared = edges[band], edges[band + 1] - edges[band], 0
+            target = advance(gx, image * plane * channels + low)
+            for run in range(first_runs[band], end_runs[band]):
+                reached = min(ends[run] - low, size)
+                clear_run(advance(target, cleared), reached - cleared)
+                cleared = max(cleared, reached)
+                at, start = (image * runs + run) * length * channels, starts[run] - low
                 if channels == 1:
-                    scatter_run(advance(gy, at), advance(taps, at), length, begins, reaches, start)
+                    scatter_run(advance(gy, at), advance(taps, at), length, begins, reaches, start, size, target)
                 else:
                     for o in range(length):
-                        scatter_run(advance(gy, at), advance(taps, at), count, columns, reaches, advance(start, begins[o]))
+                        scatter_run(advance(gy, at), advance(taps, at), channels, columns, reaches, start + begins[o], size, target)
                         at += channels
-            clear_part(advance(target, cleared * channels), plane - cleared, channels, count)
+            clear_run(advance(target, cleared), size - cleared)
 
 
 # -- positions ------------------------------------------------------------------------------------------------------------
@@ -107,7 +97,11 @@ def scatter_places(gy, places, bias, gx, constants, scratch, counters, thread, t
         image, c = task // parts, task % parts * width
         count = min(width, channels - c)
         target = advance(gx, image * plane * channels)
-        clear_part(advance(target, c), plane, channels, count)
+        if parts == 1:
+            clear_run(target, plane * channels)
+        else:
+            for i in range(plane):
+                clear_run(advance(target, i * channels + c), count)
         offset = flat * image * plane * channels
         for o in range(outputs):
             source = (image * outputs + o) * channels + c

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._windows import Windows
 from ._jit import num_threads
-from ._max_gradients import NO_TAP, gather_places, scatter_places, scatter_taps
+from ._max_gradients import NO_TAP, NOWHERE, gather_places, scatter_places, scatter_taps
 from ._mean_gradients import covering_of, fill_images, spread_pixels, spread_rows
 from ._pooling import (
     max_pixels,
@@ -180,18 +180,24 @@ def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors) -> Boun
 
 def bind_tap_gradient(windows: Windows, dtype: str) -> BoundKernel:
     """kernel(gy, taps, -, gx)."""
-    last, size = windows.channels_last, math.prod(windows.input_size)
-    images, channels = (windows.batch, windows.channels) if last else (windows.batch * windows.channels, 1)
-    width = _width(windows, dtype) if last else 1
-    pitches = (windows.input_size[1] * windows.input_size[2], windows.input_size[2], 1)
+    size = math.prod(windows.input_size)
+    images, channels = (windows.batch, windows.channels) if windows.channels_last else (windows.batch * windows.channels, 1)
+    parallel = images * channels * size > SERIAL_STEPS
+    pitches = [pitch * channels for pitch in (windows.input_size[1] * windows.input_size[2], windows.input_size[2], 1)]
     begins = [windows.begins(axis) * pitch for axis, pitch in enumerate(pitches)]
     steps = [np.arange(k) * d * pitch for k, d, pitch in zip(windows.largest, windows.dilation, pitches, strict=True)]
-    starts, ends = _sums(*begins[:2]), _reached(windows)
-    if math.prod(windows.output_size) <= FEW_OUTPUTS:
-        starts, ends, begins[2] = np.zeros(1, np.int64), ends[-1:], _sums(starts, begins[2])
-    constants = (images, size, channels, width, len(starts), len(begins[2]), starts * channels, ends, begins[2] * channels,
-                 _sums(*steps) * channels, np.arange(width), _run(images, 2 * size * channels))
-    return scatter_taps.bind(dtype, constants, parallel=images * channels * size > SERIAL_STEPS)
+    reaches = np.full(NO_TAP + 1, NOWHERE)
+    reaches[:math.prod(windows.largest)] = _sums(*steps)
+    axis = 0 if windows.input_size[0] > 1 else 1  # along which runs of outputs follow each other, and bands
+    bands = min(-(-4 * num_threads() // max(1, images)), windows.input_size[axis]) if parallel else 1
+    edges, first_runs, end_runs, ends = _bands(windows, axis, bands)
+    starts = _sums(*begins[:2])
+    if bands == 1 and math.prod(windows.output_size) <= FEW_OUTPUTS:
+        starts, begins[2] = np.zeros(1, np.int64), _sums(starts, begins[2])
+        ends, first_runs, end_runs = ends[-1:], starts, starts + 1
+    constants = (images, size, channels, bands, len(starts), len(begins[2]), edges * pitches[axis], first_runs, end_runs, starts,
+                 ends * pitches[axis], begins[2], reaches, np.arange(channels), _run(images * bands, 2 * size * channels // bands))
+    return scatter_taps.bind(dtype, constants, parallel=parallel)
 
 
 def _sums(*tables: np.ndarray) -> np.ndarray:
@@ -199,13 +205,14 @@ def _sums(*tables: np.ndarray) -> np.ndarray:
     return functools.reduce(np.add.outer, tables).ravel()
 
 
-def _reached(windows: Windows) -> np.ndarray:
-    """For each row of outputs, how many points of a plane lie before the end of all that it reaches: rows, in volumes slices."""
-    depth, height, width = windows.input_size
-    axis, points = (0, height * width) if depth > 1 else (1, width)
-    ends = windows.begins(axis) + windows.dilation[axis] * (windows.largest[axis] - 1) + 1
-    ends = np.clip(np.maximum.accumulate(ends), 0, windows.input_size[axis]) * points
-    return np.repeat(ends, windows.output_size[1]) if axis == 0 else ends
+def _bands(windows: Windows, axis: int, bands: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Edges of bands along an axis, the range of the rows of outputs that reach each, and where the reach of each row ends."""
+    n, rows = windows.input_size[axis], windows.output_size[1] if axis == 0 else 1
+    begins = windows.begins(axis)
+    ends = begins + windows.dilation[axis] * (windows.largest[axis] - 1) + 1
+    edges = np.arange(bands + 1) * n // bands
+    first, end = np.searchsorted(ends, edges[:-1], side="right"), np.searchsorted(begins, edges[1:], side="left")
+    return edges, first * rows, end * rows, np.repeat(np.clip(ends, 0, n), rows)
 
 
 def bind_scatter(windows: Windows, dtype: str, flat: bool, adding: bool) -> BoundKernel:
