@@ -20,10 +20,10 @@ from ._simd import (
     as_int64,
     get,
     lanes_of,
-    next_task,
     parallel_kernel,
     put,
     raise_flag,
+    shared_out,
     thawed,
     zero,
     zero_element,
@@ -59,26 +59,22 @@ def scatter_taps(gy, taps, bias, gx, constants, scratch, counters, thread, threa
     images, plane, channels, bands, runs, length, edges, first_runs, end_runs, starts, ends, begins, reaches, columns, batch = thawed(
         constants)
     taps = as_bytes(taps)
-    while True:
-        first = next_task(counters) * batch
-        if first >= images * bands:
-            break
-        for task in range(first, min(first + batch, images * bands)):
-            image, band = task // bands, task % bands
-            low, size, cleared = edges[band], edges[band + 1] - edges[band], 0
-            target = advance(gx, image * plane * channels + low)
-            for run in range(first_runs[band], end_runs[band]):
-                reached = min(ends[run] - low, size)
-                clear_run(advance(target, cleared), reached - cleared)
-                cleared = max(cleared, reached)
-                at, start = (image * runs + run) * length * channels, starts[run] - low
-                if channels == 1:
-                    scatter_run(advance(gy, at), advance(taps, at), length, begins, reaches, start, size, target)
-                else:
-                    for o in range(length):
-                        scatter_run(advance(gy, at), advance(taps, at), channels, columns, reaches, start + begins[o], size, target)
-                        at += channels
-            clear_run(advance(target, cleared), size - cleared)
+    for task in shared_out(counters, batch, images * bands):
+        image, band = task // bands, task % bands
+        low, size, cleared = edges[band], edges[band + 1] - edges[band], 0
+        target = advance(gx, image * plane * channels + low)
+        for run in range(first_runs[band], end_runs[band]):
+            reached = min(ends[run] - low, size)
+            clear_run(advance(target, cleared), reached - cleared)
+            cleared = max(cleared, reached)
+            at, start = (image * runs + run) * length * channels, starts[run] - low
+            if channels == 1:
+                scatter_run(advance(gy, at), advance(taps, at), length, begins, reaches, start, size, target)
+            else:
+                for o in range(length):
+                    scatter_run(advance(gy, at), advance(taps, at), channels, columns, reaches, start + begins[o], size, target)
+                    at += channels
+        clear_run(advance(target, cleared), size - cleared)
 
 
 # -- positions ------------------------------------------------------------------------------------------------------------
@@ -90,10 +86,7 @@ def scatter_places(gy, places, bias, gx, constants, scratch, counters, thread, t
     images, plane, outputs, channels, width, flat, adding = thawed(constants)
     places = as_int64(places)
     parts = -(-channels // width)
-    while True:
-        task = next_task(counters)
-        if task >= images * parts:
-            break
+    for task in shared_out(counters, 1, images * parts):
         image, c = task // parts, task % parts * width
         count = min(width, channels - c)
         target = advance(gx, image * plane * channels)
@@ -125,18 +118,14 @@ def gather_places(gy, places, bias, gx, constants, scratch, counters, thread, th
     """gx[o] = gy at the place of o: the gradient of an unpooling."""
     images, plane, outputs, channels, flat, run = thawed(constants)
     places = as_int64(places)
-    while True:
-        first = next_task(counters) * run
-        if first >= images * outputs:
-            break
-        for pixel in range(first, min(first + run, images * outputs)):
-            image = pixel // outputs
-            for c in range(channels):
-                place = places[pixel * channels + c]
-                if not flat:
-                    place = (image * plane + place) * channels + c
-                if place < 0 or place >= images * plane * channels:
-                    raise_flag(counters)
-                    put(gx, pixel * channels + c, zero_element(gx))
-                else:
-                    put(gx, pixel * channels + c, get(gy, place))
+    for pixel in shared_out(counters, run, images * outputs):
+        image = pixel // outputs
+        for c in range(channels):
+            place = places[pixel * channels + c]
+            if not flat:
+                place = (image * plane + place) * channels + c
+            if place < 0 or place >= images * plane * channels:
+                raise_flag(counters)
+                put(gx, pixel * channels + c, zero_element(gx))
+            else:
+                put(gx, pixel * channels + c, get(gy, place))

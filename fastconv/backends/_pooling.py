@@ -31,9 +31,9 @@ from ._simd import (
     load,
     load_between,
     lowest_element,
-    next_task,
     parallel_kernel,
     put,
+    shared_out,
     store,
     store_bytes,
     store_first,
@@ -80,16 +80,12 @@ def max_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, table_d, table_h, table_w, run = thawed(constants)
     fill_line(scratch, g.length, lowest_element(x))
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
-                         g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
-            highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                     g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
+        highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
 
 
 @parallel_kernel
@@ -98,16 +94,12 @@ def mean_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
     fill_line(scratch, g.length, zero_element(x))
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
-                       g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
-            averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                   g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
+        averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
 
 
 @parallel_kernel
@@ -118,19 +110,15 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     fill_line(scratch, g.length, lowest_element(x))
     fill_line(advance(scratch, g.length), g.length, -lowest_element(x))
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            at = index * g.out_w
-            highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
-                        scratch, advance(y, at), chosen)
-            if n.by_column == 0:
-                write_taps(chosen, g.out_w, advance(taps, at))
-            else:
-                write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        at = index * g.out_w
+        highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
+                    scratch, advance(y, at), chosen)
+        if n.by_column == 0:
+            write_taps(chosen, g.out_w, advance(taps, at))
+        else:
+            write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -142,16 +130,12 @@ def max_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, channels, table_d, table_h, table_w, run = thawed(constants)
     rows = g.planes * g.out_d * g.out_h
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, od, oh = row_at(index, g)
-            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            for o in range(g.out_w):
-                highest_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
-                              table_w[2 * o + 1], g.step_w * channels, channels, advance(y, (index * g.out_w + o) * channels))
+    for index in shared_out(counters, run, rows):
+        image, od, oh = row_at(index, g)
+        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        for o in range(g.out_w):
+            highest_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
+                          table_w[2 * o + 1], g.step_w * channels, channels, advance(y, (index * g.out_w + o) * channels))
 
 
 @parallel_kernel
@@ -160,18 +144,14 @@ def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, channels, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
     rows = g.planes * g.out_d * g.out_h
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, od, oh = row_at(index, g)
-            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            divisor = divisors_d[od] * divisors_h[oh]
-            for o in range(g.out_w):
-                averaged_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
-                               table_w[2 * o + 1], g.step_w * channels, channels, squares, divisor * divisors_w[o], squares,
-                               advance(y, (index * g.out_w + o) * channels))
+    for index in shared_out(counters, run, rows):
+        image, od, oh = row_at(index, g)
+        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        divisor = divisors_d[od] * divisors_h[oh]
+        for o in range(g.out_w):
+            averaged_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
+                           table_w[2 * o + 1], g.step_w * channels, channels, squares, divisor * divisors_w[o], squares,
+                           advance(y, (index * g.out_w + o) * channels))
 
 
 @parallel_kernel
@@ -181,25 +161,21 @@ def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     positions, taps = as_int64(w), as_bytes(w)
     rows = g.planes * g.out_d * g.out_h
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, od, oh = row_at(index, g)
-            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            for o in range(g.out_w):
-                at = (index * g.out_w + o) * channels
-                highest_pixel_places(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1],
-                                     pitch_h, table_w[2 * o + 1], g.step_w * channels, channels,
-                                     first_d[od] + first_h[oh] + first_w[o], n, advance(y, at), scratch)
-                if n.by_column == 0:
-                    write_taps(scratch, channels, advance(taps, at))
-                    continue
-                write_positions(scratch, channels, 0, advance(positions, at))
-                for c in range(flat * channels):
-                    place = positions[at + c]
-                    put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
+    for index in shared_out(counters, run, rows):
+        image, od, oh = row_at(index, g)
+        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        for o in range(g.out_w):
+            at = (index * g.out_w + o) * channels
+            highest_pixel_places(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1],
+                                 pitch_h, table_w[2 * o + 1], g.step_w * channels, channels,
+                                 first_d[od] + first_h[oh] + first_w[o], n, advance(y, at), scratch)
+            if n.by_column == 0:
+                write_taps(scratch, channels, advance(taps, at))
+                continue
+            write_positions(scratch, channels, 0, advance(positions, at))
+            for c in range(flat * channels):
+                place = positions[at + c]
+                put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
 
 
 # -- any type, any layout -------------------------------------------------------------------------------------------------
@@ -226,21 +202,17 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
     places = as_int64(w)
     pitch = channels if last else 1
     rows = g.planes * channels * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            image, c = plane // channels, plane % channels
-            start = image * g.plane * channels + c if last else plane * g.plane
-            for o in range(g.out_w):
-                place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
-                at = index * g.out_w + o
-                if last:
-                    at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
-                put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
-                put(places, at, start + place * pitch if flat and place >= 0 else place)
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        image, c = plane // channels, plane % channels
+        start = image * g.plane * channels + c if last else plane * g.plane
+        for o in range(g.out_w):
+            place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
+            at = index * g.out_w + o
+            if last:
+                at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
+            put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
+            put(places, at, start + place * pitch if flat and place >= 0 else place)
 
 
 # -- whole images ---------------------------------------------------------------------------------------------------------
@@ -250,12 +222,8 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
 def max_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the maximum of a plane."""
     planes, size, run = thawed(constants)
-    while True:
-        first = next_task(counters) * run
-        if first >= planes:
-            break
-        for plane in range(first, min(first + run, planes)):
-            put(y, plane, highest_run(advance(x, plane * size), size))
+    for plane in shared_out(counters, run, planes):
+        put(y, plane, highest_run(advance(x, plane * size), size))
 
 
 @inlined
@@ -273,18 +241,14 @@ def short_sum(x, size):
 def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the mean of a plane."""
     planes, size, divisor, run = thawed(constants)
-    while True:
-        first = next_task(counters) * run
-        if first >= planes:
-            break
-        for plane in range(first, min(first + run, planes)):
-            if size <= SHORT:
-                put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
-            else:
-                whole = 0.0
-                for i in range(0, size, BLOCK):
-                    whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
-                put(y, plane, whole / divisor)
+    for plane in shared_out(counters, run, planes):
+        if size <= SHORT:
+            put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
+        else:
+            whole = 0.0
+            for i in range(0, size, BLOCK):
+                whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
+            put(y, plane, whole / divisor)
 
 
 @outlined
@@ -328,10 +292,7 @@ def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[image][channel] = the mean of an image's pixels, by runs of channels."""
     images, size, channels, divisor, width, parts = thawed(constants)
     lanes = lanes_of(x)
-    while True:
-        task = next_task(counters)
-        if task >= images * parts:
-            break
+    for task in shared_out(counters, 1, images * parts):
         image, c = task // parts, task % parts * width
         end = min(channels, c + width)
         while c < end:

@@ -51,7 +51,7 @@ from .select import (
 )
 from .small import as_bytes, store_bytes
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
-from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, thawed
+from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, shared_out, thawed
 from .tile import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -168,6 +168,7 @@ __all__ = [
     "put",
     "raise_flag",
     "rectify",
+    "shared_out",
     "splat",
     "spread",
     "square_root",
