@@ -13,6 +13,9 @@ LAYERS = {
     "avg 3x3 32x64x56x56": ("avg_pool2d", (32, 64, 56, 56), (3, 1, 1)),
     "global 1x2048x7x7": ("global_avg_pool", (1, 2048, 7, 7), ()),
     "global 32x512x7x7": ("global_avg_pool", (32, 512, 7, 7), ()),
+    "adaptive avg 6 8x256x13x13": ("adaptive_avg_pool2d", (8, 256, 13, 13), (6,)),
+    "adaptive max 6 8x256x13x13": ("adaptive_max_pool2d", (8, 256, 13, 13), (6,)),
+    "max 2x2 64x16x10x10": ("max_pool2d", (64, 16, 10, 10), (2,)),
     "tiny": ("max_pool2d", (1, 2, 4, 4), (2,)),
 }
 
@@ -29,12 +32,13 @@ class Layers:
         self.x = x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
         self.pool = getattr(fc, name)
         self.backward = getattr(fc, f"{name}_backward")
-        self.second = self.x if name == "max_pool2d" else self.x.shape
+        self.second = self.x if "max" in name else self.x.shape
         self.gy = self.pool(self.x, *self.options, layout=layout)
-        self.backward(self.gy, self.second, *self.options, layout=layout)
+        self.options_back = () if "adaptive" in name else self.options  # told by the gradient's shape
+        self.backward(self.gy, self.second, *self.options_back, layout=layout)
 
     def time_forward(self, layer, layout):
         self.pool(self.x, *self.options, layout=layout)
 
     def time_backward(self, layer, layout):
-        self.backward(self.gy, self.second, *self.options, layout=layout)
+        self.backward(self.gy, self.second, *self.options_back, layout=layout)

@@ -2,8 +2,7 @@
 
     python benchmarks/peers.py [--suite quick] [--layer NAME] [--threads 2] [--seconds 0.2] [--turns 3]
 
-Every library runs in a process of its own, because two thread pools in one process slow each other, and they take
-turns, so that a slow moment of the machine hits all. The figure is the median of the best turn, in milliseconds.
+Every library runs in a process of its own, and they take turns. The figure is the median of the best turn, in milliseconds.
 Libraries that cannot do an item (OpenCV filters images only, SciPy has no layers) show a dash. Run nothing else meanwhile.
 """
 
@@ -12,19 +11,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import importlib.util
 import json
-import multiprocessing
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import Call, Libraries, start, take_turns
 
 from fastconv.bench.baseline import baseline
 from fastconv.bench.measure import TOLERANCE, difference, geometric_mean
@@ -32,8 +27,6 @@ from fastconv.bench.report import milliseconds
 from fastconv.bench.suite import SUITES, Item, select
 from fastconv.explanation import machine
 
-Call = Callable[[], np.ndarray]
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTCONV_NUM_THREADS")
 BORDERS = {"symmetric": "symmetric", "zeros": "constant"}  # fastconv's padding_mode -> numpy.pad's
 
 
@@ -112,7 +105,7 @@ def _padded(item: Item, x: np.ndarray) -> tuple[np.ndarray, int]:
     return np.pad(x, [(0, 0), (0, 0), *pads], mode=mode), 0
 
 
-LIBRARIES: dict[str, tuple[Callable[[Item, int], Call | None], tuple[str, ...]]] = {
+LIBRARIES: Libraries = {
     # name: (function, modules it needs)
     "fastconv": (_fastconv, ()),
     "torch": (_torch, ("torch",)),
@@ -122,56 +115,17 @@ LIBRARIES: dict[str, tuple[Callable[[Item, int], Call | None], tuple[str, ...]]]
 }
 
 
-# -- processes and turns ------------------------------------------------------------------------------------------------
-
-
-def _serve(library: str, threads: int, seconds: float, pipe: Connection) -> None:
-    """In a library's process: receive an item, send its result or the reason there is none, then time it once a turn."""
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        try:
-            call = LIBRARIES[library][0](item, threads)
-            result = None if call is None else np.array(call())
-        except Exception as error:  # a library's refusal must not end the comparison
-            call, result = None, f"{type(error).__name__}: {error}"
-        pipe.send(result)
-        while call and pipe.recv():
-            pipe.send(_median(call, seconds))
-
-
-def _median(call: Call, seconds: float) -> float:
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+# -- comparing ------------------------------------------------------------------------------------------------------------
 
 
 def compare(item: Item, pipes: dict[str, Connection], turns: int) -> tuple[dict[str, float], list[str]]:
     """Best median seconds of each library that can do the item, and what went wrong, in words."""
-    results: dict[str, np.ndarray] = {}
-    problems = []
-    for name, pipe in pipes.items():
-        pipe.send(item)
-        answer = pipe.recv()
-        if isinstance(answer, str):
-            problems.append(f"{name} on {item.suite} {item.name}: {answer}")
-        elif answer is not None:
-            results[name] = answer
-    best = dict.fromkeys(results, float("inf"))
-    for _ in range(turns):
-        for name in results:
-            pipes[name].send(True)
-            best[name] = min(best[name], pipes[name].recv())
-    for name, result in results.items():
-        pipes[name].send(False)
-        if "fastconv" in results and not (error := difference(results["fastconv"], result)) <= TOLERANCE:
-            problems.append(f"{name} on {item.suite} {item.name}: results differ by {error:.1e}")
-    return best, problems
+    title = f"{item.suite} {item.name}"
+    results, seconds, problems = take_turns(item, title, pipes, turns)
+    for name, (result,) in results.items():
+        if "fastconv" in results and not (error := difference(results["fastconv"][0], result)) <= TOLERANCE:
+            problems.append(f"{name} on {title}: results differ by {error:.1e}")
+    return {name: min(times) for name, times in seconds.items()}, problems
 
 
 def main() -> int:
@@ -188,15 +142,7 @@ def main() -> int:
         items = select(options.suite, options.layer)
     except ValueError as error:
         parser.error(str(error))
-    for variable in THREAD_VARIABLES:  # read by the libraries when the processes import them
-        os.environ[variable] = str(options.threads)
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for name, (_, modules) in LIBRARIES.items():
-        if all(importlib.util.find_spec(module) for module in modules):
-            here, there = context.Pipe()
-            context.Process(target=_serve, args=(name, options.threads, options.seconds, there), daemon=True).start()
-            pipes[name] = here
+    pipes = start(LIBRARIES, options.threads, options.seconds)
     rows, problems = _table(items, pipes, options.turns)
     if options.json:
         facts = {"date": datetime.date.today().isoformat(), "cpu": machine().cpu, "threads": options.threads,

@@ -3,9 +3,9 @@
     python benchmarks/training.py [--only NAME] [--threads 2] [--seconds 0.5] [--turns 5] [--layers]
 
 A training step is forward, loss, backward and SGD with momentum; inference is of one image, with `fuse()` here. Every library
-runs in a process of its own, because two thread pools in one process slow each other, and they take turns, so that a slow
-moment of the machine hits all. The figures are medians over the turns of each turn's median, in milliseconds. The networks
-of PyTorch and ONNX Runtime are made from this package's layers, with the same weights, and all results are compared.
+runs in a process of its own, and they take turns. The figures are medians over the turns of each turn's median, in
+milliseconds. The networks of PyTorch and ONNX Runtime are made from this package's layers, with the same weights, and all
+results are compared.
 --layers prints the time of each layer instead. Run nothing else meanwhile.
 """
 
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
-import multiprocessing
 import os
 import statistics
 import sys
@@ -26,11 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from peer_models import as_onnx, as_torch
+from turns import Call, Libraries, start, take_turns, typical_seconds
 
 from fastconv import nn
 
-Call = Callable[[], Any]
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTCONV_NUM_THREADS")
 TOLERANCE = 1e-3
 
 
@@ -64,7 +61,8 @@ def _result(value: float) -> np.ndarray:
 # -- one function per library: the row as a call, or None ----------------------------------------------------------------
 
 
-def _fastconv(row: Row, threads: int) -> Call | None:
+def _fastconv(name: str, threads: int) -> Call | None:
+    row = ROWS[name]
     import fastconv as fc
 
     fc.set_num_threads(threads)
@@ -85,7 +83,8 @@ def _fastconv(row: Row, threads: int) -> Call | None:
     return step
 
 
-def _torch(row: Row, threads: int) -> Call | None:
+def _torch(name: str, threads: int) -> Call | None:
+    row = ROWS[name]
     import torch
 
     torch.set_num_threads(threads)
@@ -111,7 +110,8 @@ def _torch(row: Row, threads: int) -> Call | None:
     return step
 
 
-def _onnxruntime(row: Row, threads: int) -> Call | None:
+def _onnxruntime(name: str, threads: int) -> Call | None:
+    row = ROWS[name]
     if row.trained:
         return None
     import onnxruntime
@@ -123,7 +123,7 @@ def _onnxruntime(row: Row, threads: int) -> Call | None:
     return lambda: session.run(None, {"x": x})[0]
 
 
-LIBRARIES: dict[str, tuple[Callable[[Row, int], Call | None], tuple[str, ...]]] = {
+LIBRARIES: Libraries = {
     # name: (function, modules it needs)
     "fastconv": (_fastconv, ()),
     "torch": (_torch, ("torch",)),
@@ -131,58 +131,17 @@ LIBRARIES: dict[str, tuple[Callable[[Row, int], Call | None], tuple[str, ...]]] 
 }
 
 
-# -- processes and turns ------------------------------------------------------------------------------------------------
-
-
-def _serve(library: str, threads: int, seconds: float, pipe: Connection) -> None:
-    """In a library's process: receive a row's name, send its first results or the reason there is none, then time it once a turn."""
-    while True:
-        try:
-            name = pipe.recv()
-        except EOFError:
-            return
-        try:
-            call = LIBRARIES[library][0](ROWS[name], threads)
-            result = None if call is None else [np.array(call()) for _ in range(3)]
-        except Exception as error:  # a library's failure must not end the comparison
-            call, result = None, f"{type(error).__name__}: {error}"
-        pipe.send(result)
-        while pipe.recv():
-            pipe.send(None if call is None else _median(call, seconds))
-
-
-def _median(call: Call, seconds: float) -> float:
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+# -- comparing ------------------------------------------------------------------------------------------------------------
 
 
 def compare(name: str, pipes: dict[str, Connection], turns: int) -> tuple[dict[str, float], list[str]]:
     """Median seconds of each library that can do the row, and what went wrong, in words."""
-    results: dict[str, Any] = {}
-    problems = []
-    for library, pipe in pipes.items():
-        pipe.send(name)
-        answer = pipe.recv()
-        if isinstance(answer, str):
-            problems.append(f"{library} on {name}: {answer}")
-        elif answer is not None:
-            results[library] = answer
-    times: dict[str, list[float]] = {library: [] for library in results}
-    for _ in range(turns):
-        for library in results:
-            pipes[library].send(True)
-            times[library].append(pipes[library].recv())
-    for pipe in pipes.values():
-        pipe.send(False)
+    results, seconds, problems = take_turns(name, name, pipes, turns, calls=3)
     for library, result in results.items():
         error = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(results.get("fastconv", result), result, strict=True))
         if not error <= TOLERANCE:
             problems.append(f"{library} on {name}: results differ by {error:.1e}")
-    return {library: statistics.median(found) for library, found in times.items()}, problems
+    return {library: statistics.median(times) for library, times in seconds.items()}, problems
 
 
 def main() -> int:
@@ -201,15 +160,7 @@ def main() -> int:
         for name in names:
             print_layers(name, options.threads, options.seconds)
         return 0
-    for variable in THREAD_VARIABLES:  # read by the libraries when the processes import them
-        os.environ[variable] = str(options.threads)
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for library, (_, modules) in LIBRARIES.items():
-        if all(importlib.util.find_spec(module) for module in modules):
-            here, there = context.Pipe()
-            context.Process(target=_serve, args=(library, options.threads, options.seconds, there), daemon=True).start()
-            pipes[library] = here
+    pipes = start(LIBRARIES, options.threads, options.seconds)
     return 1 if _print_table(names, pipes, options.turns) else 0
 
 
@@ -341,10 +292,10 @@ def _print_fused(name: str, model: nn.Layer, x: np.ndarray, seconds: float) -> N
             marks.append(time.perf_counter())
         times.append(np.diff(marks).tolist())
     medians = [statistics.median(column) * 1e3 for column in zip(*times)]
-    taken_by_all = _median(lambda: whole(x), seconds) * 1e3
+    taken_by_all = typical_seconds(lambda: whole(x), seconds) * 1e3
     print(f"{name}: milliseconds of each fused step; {sum(medians):.3f} together, {taken_by_all:.3f} the whole model")
     for (key, kind, step), before, after, taken in zip(steps, shapes, shapes[1:], medians):
-        alone = _median(functools.partial(step, np.ones(before, np.float32)), 0.01) * 1e3
+        alone = typical_seconds(functools.partial(step, np.ones(before, np.float32)), 0.01) * 1e3
         sizes = f"{'x'.join(map(str, before))} -> {'x'.join(map(str, after))}"
         print(f"  {key:24s}{taken:9.3f} {alone:9.3f} again and again  {sizes:36s} {kind}")
 

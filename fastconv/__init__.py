@@ -9,7 +9,7 @@ from . import wisdom
 from ._version import __version__
 from .asking import BackendFallbackWarning, backends, use_backend
 from .backends import BackendError
-from .config import get_num_threads, set_num_threads, show_config, warmup
+from .config import get_num_threads, set_num_threads, show_config
 from .conv import (
     Convolution,
     conv1d,
@@ -87,6 +87,7 @@ from .pool import (
     max_unpool3d_backward,
 )
 from .unfolding import fold, fold_backward, unfold, unfold_backward
+from .warming import warmup
 
 if TYPE_CHECKING:
     from . import linalg, nn

@@ -34,11 +34,7 @@ def _make_adaptive_avg_pool(ndim: int) -> Callable[..., np.ndarray]:
     {layout}
     {out}
 
-    Returns
-    -------
-    ndarray, shape (N, C, ...)
-
-    {raises}
+    {result}
 
     Examples
     --------
@@ -58,10 +54,8 @@ def _make_adaptive_avg_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 
     Parameters
     ----------
-    gy : array_like, shape of the pooling's result
-        Gradient with respect to it.
-    input_shape : sequence of ints
-        Shape of x.
+    {gy}
+    {shape}
     {layout}
 
     Returns
@@ -132,10 +126,8 @@ def _make_adaptive_max_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 
     Parameters
     ----------
-    gy : array_like, shape of the pooling's result
-        Gradient with respect to it.
-    x : array_like, shape (N, C, {s}) or (C, {s})
-        The pooling's input.
+    {gy}
+    {pooled}
     indices : array_like of int64, shape of gy, optional
         What the pooling returned; without them the maxima are searched again.
     {flat}

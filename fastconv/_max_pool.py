@@ -77,8 +77,7 @@ def _make_max_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 
     Parameters
     ----------
-    gy : array_like, shape of the pooling's result
-        Gradient with respect to it.
+    {gy}
     x : array_like, shape (N, C, {s}) or (C, {s})
         The pooling's input; where indices are given, only its shape and dtype count.
     {options}
@@ -132,11 +131,7 @@ def _make_max_unpool(ndim: int) -> Callable[..., np.ndarray]:
     {layout}
     {out}
 
-    Returns
-    -------
-    ndarray, shape (N, C, ...)
-
-    {raises}
+    {result}
 
     Examples
     --------

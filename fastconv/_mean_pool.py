@@ -82,10 +82,8 @@ def _make_avg_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 
     Parameters
     ----------
-    gy : array_like, shape of the pooling's result
-        Gradient with respect to it.
-    input_shape : sequence of ints
-        Shape of x.
+    {gy}
+    {shape}
     {options}
     count_include_pad, divisor_override
         Of the pooling.
@@ -157,11 +155,7 @@ def _make_lp_pool(ndim: int) -> Callable[..., np.ndarray]:
     {layout}
     {out}
 
-    Returns
-    -------
-    ndarray, shape (N, C, ...)
-
-    {raises}
+    {result}
 
     Examples
     --------
@@ -196,10 +190,8 @@ def _make_lp_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 
     Parameters
     ----------
-    gy : array_like, shape of the pooling's result
-        Gradient with respect to it.
-    x : array_like, shape (N, C, {s}) or (C, {s})
-        The pooling's input.
+    {gy}
+    {pooled}
     norm_type : float
         p > 0.
     {options}

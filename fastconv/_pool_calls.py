@@ -15,8 +15,8 @@ from ._windows import Windows
 if TYPE_CHECKING:
     from .backends._simd import BoundKernel
 
-__all__ = ["adaptive", "as_places", "check_gradient", "max_gradient", "mean_gradient", "pool", "pool_with_places", "scattered", "sliding",
-           "taken", "windows_of"]
+__all__ = ["adaptive", "as_places", "check_gradient", "kept_gradient", "max_gradient", "maxima", "mean_gradient", "pool",
+           "pool_with_places", "scattered", "sliding", "taken", "windows_of"]
 
 INT64 = np.dtype(np.int64)
 COMPUTED = {name: name for name in ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
@@ -58,9 +58,11 @@ def is_ready(array: Any, dtype: np.dtype) -> bool:
 class Ready:
     """A kernel with the shape and the type of its result: allocate and run."""
 
-    def __init__(self, kernel: BoundKernel | None, shape: tuple[int, ...], dtype: str, source: tuple[int, ...] = ()):
+    def __init__(self, kernel: BoundKernel | None, shape: tuple[int, ...], dtype: str, source: tuple[int, ...] = (),
+                 places: Any = np.int64):
         self._kernel, self.shape, self.dtype = kernel, shape, np.dtype(dtype)
         self.source = source  # shape of the first operand
+        self.places = np.dtype(places)  # type of the places of maxima
         self._unused = np.empty(1, dtype)
 
     def __call__(self, x: np.ndarray, w: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
@@ -75,7 +77,8 @@ class Ready:
 def _forward(kind: str, ndim: int, shape: tuple[int, ...], dtype: np.dtype, extra: tuple[Any, ...], *geometry: Any) -> Ready | None:
     """The kernel of a forward pass; None for a dtype that no kernel takes as it is.
 
-    `extra` is (include_pad, override) of a "mean" or of a "root" of a mean of squares, (flat,) of "places".
+    `extra` is (include_pad, override) of a "mean" or of a "root" of a mean of squares, (flat,) of "places"; "kept" are the maxima
+    with their taps, or with their places where a window has too many taps.
     """
     name = dtype.name
     if not dtype.isnative or COMPUTED.get(name) != name or (kind != "max" and kind != "places" and dtype.kind != "f"):
@@ -87,8 +90,10 @@ def _forward(kind: str, ndim: int, shape: tuple[int, ...], dtype: np.dtype, extr
 
     if kind == "max":
         kernel = plans.bind_max(windows, name)
-    elif kind == "places":
-        kernel = plans.bind_places(windows, name, *extra)
+    elif kind == "kept" and plans.has_taps(windows):
+        return Ready(plans.bind_taps(windows, name), windows.output_shape, name, places=np.uint8)
+    elif kind in ("kept", "places"):
+        kernel = plans.bind_places(windows, name, *(extra or (False,)))
     else:
         kernel = plans.bind_mean(windows, name, _divisors(windows, *extra), kind == "root")
     return Ready(kernel, windows.output_shape, name)
@@ -107,20 +112,20 @@ def _divisors(windows: Windows, include_pad: bool, override: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
-def _backward(kind: str, ndim: int, shape: tuple[int, ...], dtype: np.dtype, extra: tuple[Any, ...], *geometry: Any) -> Ready | None:
-    """The kernel of a gradient; None for planes that are too large for the dtype."""
+def _backward(kind: str, ndim: int, shape: tuple[int, ...], dtype: np.dtype, extra: tuple[Any, ...], *geometry: Any) -> Ready:
+    """The kernel of a gradient: of a "mean", of maxima with "taps" or with "places"."""
     windows = windows_of(ndim, shape, *geometry, name="input_shape" if kind == "mean" else "x")
     if 0 in (math.prod(windows.input_shape), math.prod(windows.output_shape)):
         return Ready(None, windows.input_shape, dtype.name, (-1,))
     from .backends import _pooling_plans as plans
 
     if kind == "mean":
-        kernel: BoundKernel | None = plans.bind_mean_gradient(windows, dtype.name, _divisors(windows, *extra))
-    elif kind == "max":
-        kernel = plans.bind_max_gradient(windows, dtype.name)
+        kernel = plans.bind_mean_gradient(windows, dtype.name, _divisors(windows, *extra))
+    elif kind == "taps":
+        kernel = plans.bind_tap_gradient(windows, dtype.name)
     else:
         kernel = plans.bind_scatter(windows, dtype.name, flat=extra[0], adding=True)
-    return None if kernel is None else Ready(kernel, windows.input_shape, dtype.name, windows.output_shape)
+    return Ready(kernel, windows.input_shape, dtype.name, windows.output_shape)
 
 
 # -- forward --------------------------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def mean_gradient(ndim: int, gy: Any, shape: Any, extra: tuple[Any, ...], geomet
     """The gradient of a "mean" of an input of a shape."""
     if type(shape) is tuple and is_ready(gy, FLOAT32):
         known = _backward("mean", ndim, shape, FLOAT32, extra, *geometry)
-        if known is not None and known.source == gy.shape:
+        if known.source == gy.shape:
             return known(gy)
     shape = shape_of("input_shape", shape)
     gy = as_array("gy", gy)
@@ -208,31 +213,34 @@ def mean_gradient(ndim: int, gy: Any, shape: Any, extra: tuple[Any, ...], geomet
     gy, computed, dtype = check_gradient(gy)
     check_shape("gy", gy.shape, windows_of(ndim, shape, *geometry, name="input_shape").output_shape)
     ready = _backward("mean", ndim, shape, computed, extra, *geometry)
-    assert ready is not None
     return _filled(ready, gy, computed).astype(dtype, copy=False)
 
 
 def max_gradient(ndim: int, gy: Any, x: Any, places: Any, flat: bool, geometry: Geometry) -> np.ndarray:
     """The gradient of a "max"; the places are found again where they are not given."""
-    if places is None and is_ready(gy, FLOAT32) and is_ready(x, FLOAT32):
-        known = _backward("max", ndim, x.shape, FLOAT32, (), *geometry)
-        if known is not None and known.source == gy.shape:
-            return known(gy, x.reshape(-1))
     x = as_array("x", x)
     gy, computed, dtype = check_gradient(gy, x)
     shape = windows_of(ndim, x.shape, *geometry).output_shape
     check_shape("gy", gy.shape, shape)
-    if places is not None:
-        places = as_places(places, shape)
-        ready = _backward("places", ndim, x.shape, computed, (bool(flat),), *geometry)
-        assert ready is not None
-        return _filled(ready, gy, computed, places.view(computed)).astype(dtype, copy=False)
-    ready = _backward("max", ndim, x.shape, computed, (), *geometry)
-    if ready is None:
-        computed = np.dtype(np.float64)
-        ready = _backward("max", ndim, x.shape, computed, (), *geometry)
+    if places is None:
+        _, kept = maxima(ndim, as_operand(x, computed, x.shape), geometry)
+        return kept_gradient(ndim, as_operand(gy, computed, gy.shape), x.shape, kept, geometry).astype(dtype, copy=False)
+    ready = _backward("places", ndim, x.shape, computed, (bool(flat),), *geometry)
+    return _filled(ready, gy, computed, as_places(places, shape).view(computed)).astype(dtype, copy=False)
+
+
+def maxima(ndim: int, x: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """The maxima of the windows of x, contiguous floats, and what `kept_gradient` has to know of where they are."""
+    ready = _forward("kept", ndim, x.shape, x.dtype, (), *geometry)
     assert ready is not None
-    return _filled(ready, gy, computed, as_operand(x, computed, (x.size,))).astype(dtype, copy=False)
+    kept = np.empty(math.prod(ready.shape), ready.places)
+    return ready(x, kept), kept
+
+
+def kept_gradient(ndim: int, gy: np.ndarray, shape: tuple[int, ...], kept: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The gradient of `maxima` of an input of a shape."""
+    kind, extra = ("taps", ()) if kept.dtype != INT64 else ("places", (False,))
+    return _filled(_backward(kind, ndim, shape, gy.dtype, extra, *geometry), gy, gy.dtype, kept)
 
 
 def as_places(indices: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -18,6 +18,17 @@ _OPTIONS_DOC = """kernel_size : int or sequence of {n} ints
     ceil_mode : bool
         Round the number of windows up; one that would start in the padding behind the input is left out, as PyTorch does and
         ONNX from version 19 of its operators on."""
+_GRADIENT_DOC = """gy : array_like, shape of the pooling's result
+        Gradient with respect to it."""
+_POOLED_DOC = """x : array_like, shape (N, C, {s}) or (C, {s})
+        The pooling's input."""
+_SHAPE_DOC = """input_shape : sequence of ints
+        Shape of x."""
+_RESULT_DOC = """Returns
+    -------
+    ndarray, shape (N, C, ...)
+
+    {raises}"""
 _LAYOUT_DOC = """layout : {"NCHW", "NHWC"}
         Channels first or last."""
 _OUT_DOC = """out : ndarray, optional
@@ -35,7 +46,8 @@ def named(function: Callable, name: str, ndim: int, doc: str) -> Callable:
     stem = name.removesuffix("_backward")
     function.__name__ = function.__qualname__ = f"{stem}{ndim}d{name.removeprefix(stem)}"
     sizes = {1: "W", 2: "H, W", 3: "D, H, W"}[ndim]
-    values = {"options": _OPTIONS_DOC, "layout": _LAYOUT_DOC, "out": _OUT_DOC, "flat": _FLAT_DOC, "raises": _RAISES_DOC,
+    values = {"result": _RESULT_DOC, "gy": _GRADIENT_DOC, "pooled": _POOLED_DOC, "shape": _SHAPE_DOC, "options": _OPTIONS_DOC,
+              "layout": _LAYOUT_DOC, "out": _OUT_DOC, "flat": _FLAT_DOC, "raises": _RAISES_DOC,
               "n": ndim, "s": sizes,
               **{str(size): "(1, 2" + f", {size}" * ndim + ")" for size in (1, 2, 3, 4, 7, 8)}}
     for key, value in values.items():

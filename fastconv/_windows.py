@@ -102,6 +102,17 @@ class Windows:
 
     # -- tables -----------------------------------------------------------------------------------------------------
 
+    def begins(self, axis: int) -> np.ndarray:
+        """The point, perhaps in the padding, at which each window begins."""
+        if self.kernel_size[axis] == 0:
+            return self.inside(axis)[:, 0]
+        return np.arange(self.output_size[axis], dtype=np.int64) * self.stride[axis] - self.padding[axis][0]
+
+    @cached_property
+    def largest(self) -> Size:
+        """Points of the largest window along each axis."""
+        return tuple(k or int(self.inside(axis)[:, 1].max()) for axis, k in enumerate(self.kernel_size))
+
     def inside(self, axis: int) -> np.ndarray:
         """(outputs, 2): the first input point of each window, and how many it has."""
         n, outputs, k = self.input_size[axis], np.arange(self.output_size[axis]), self.kernel_size[axis]

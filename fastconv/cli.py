@@ -100,7 +100,7 @@ def _tune(options: argparse.Namespace) -> int:
 def _warmup(options: argparse.Namespace) -> int:
     with _usage_errors():
         fc.get_num_threads()  # complains about a value of FASTCONV_NUM_THREADS that is none
-    compiled = fc.warmup(dtypes=tuple(dict.fromkeys(options.dtype or ["float32"])))
+    compiled = fc.warmup(tuple(dict.fromkeys(options.dtype or ["float32"])), operations=not options.convolutions)
     for name, seconds in compiled:
         print(f"{seconds:7.2f} s  {name}")
     print(f"{len(compiled)} kernels ready, {sum(seconds for _, seconds in compiled):.1f} s")
@@ -316,6 +316,7 @@ def _add_conv_options(parser: argparse.ArgumentParser) -> None:
 
 def _warmup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: float32)")
+    parser.add_argument("--convolutions", action="store_true", help="only their kernels, not those of pooling, layers and the like")
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:

@@ -169,10 +169,10 @@ def test_tune_errors(arguments, message, capsys):
 def test_warmup_prints_what_it_compiled(capsys, monkeypatch):
     """Compiling everything takes a minute, so only the command's own part is run."""
     asked = []
-    monkeypatch.setattr(fc, "warmup", lambda dtypes: asked.append(dtypes) or [("gemm", 1.5), ("fft", 0.25)])
+    monkeypatch.setattr(fc, "warmup", lambda dtypes, operations: asked.append((dtypes, operations)) or [("gemm", 1.5), ("fft", 0.25)])
     assert cli.main(["warmup"]) == 0
-    assert cli.main(["warmup", "--dtype", "float64", "--dtype", "float32"]) == 0
-    assert asked == [("float32",), ("float64", "float32")]
+    assert cli.main(["warmup", "--convolutions", "--dtype", "float64", "--dtype", "float32"]) == 0
+    assert asked == [(("float32",), True), (("float64", "float32"), False)]
     assert "2 kernels ready, 1.8 s" in capsys.readouterr().out
 
 

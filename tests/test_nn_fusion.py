@@ -1,6 +1,8 @@
 """Fused models give what the models give; what was folded shows in their text; summaries count what they should."""
 
+import copy
 import importlib.util
+import pickle
 
 import numpy as np
 import pytest
@@ -74,6 +76,18 @@ def test_fused_gives_the_same(name):
         assert len(repr(fused).splitlines()) - 2 == max(steps, 1)  # an empty line stands for nothing
     shaken(model)
     np.testing.assert_array_equal(fused(x), y)
+    for again in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
+        np.testing.assert_array_equal(again(x), y)
+        assert repr(again) == repr(fused)
+
+
+def test_pickles_of_fused_models_hold_no_gradients():
+    """As long as the parameters and little more."""
+    model = nn.Linear(100, 100)
+    model.forward(np.ones((1, 100)))[1](np.ones((1, 100)))
+    size = model.weight.nbytes
+    assert size < len(pickle.dumps(model.fuse())) < 1.5 * size < len(pickle.dumps(model))
+    assert model.grads["weight"].any()
 
 
 def test_fused_errors():

@@ -1,6 +1,7 @@
 """State dicts: PyTorch's keys and shapes, files, and errors that list everything and change nothing."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -103,3 +104,11 @@ def test_pytorch_state_dict():
     own.load_state_dict(peer.state_dict())
     x = np.random.default_rng(0).normal(size=(2, 3, 6, 5)).astype(np.float32)
     np.testing.assert_allclose(own.forward(x)[0], peer(torch.tensor(x)).detach(), atol=1e-5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such permissions")
+def test_files_may_be_read_by_whom_the_user_lets(tmp_path):
+    """As any file that the process creates."""
+    (tmp_path / "plain").touch()
+    nn.save(trained(), tmp_path / "model.npz")
+    assert (tmp_path / "model.npz").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -8,6 +8,7 @@ import reference_pool as reference
 from helpers import assert_close, poisoned, public
 
 import fastconv as fc
+from fastconv import nn
 
 LAYOUTS = ("NCHW", "NHWC")
 # (spatial size, options), named by what they might break.
@@ -251,7 +252,8 @@ def test_means_of_other_dtypes():
         y = fc.avg_pool2d(x.astype(dtype), 2)
         assert y.dtype == result
         np.testing.assert_array_equal(y, mean)
-    assert (fc.avg_pool2d(np.full((1, 1, 7, 7), 0.3, np.float32), 7) == np.float32(0.3)).all()
+    for shape in ((1, 1, 7, 4), (1, 1, 14, 8)):  # one window and several; times float32(1 / 28) would not give 3
+        assert (fc.avg_pool2d(np.full(shape, 3, np.float32), (7, 4)) == 3).all()
     np.testing.assert_array_equal(fc.avg_pool2d(x, 2, divisor_override=1), 4 * mean)
 
 
@@ -324,6 +326,59 @@ def test_errors_name_the_argument(call, error, words):
         call(np.ones((1, 2, 8, 8)))
 
 
+
+# -- how gradients of maxima are cut up -------------------------------------------------------------------------------------
+
+
+CUTS = {
+    "planes": ((3, 5, 12, 11), {"kernel_size": 2}),
+    "many_outputs": ((3, 5, 70, 75), {"kernel_size": 2}),
+    "bands": ((1, 1, 201, 150), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "bands_that_overlap": ((1, 2, 90, 120), {"kernel_size": 7, "stride": 2, "padding": 3, "dilation": 1}),
+    "bands_with_gaps": ((1, 1, 150, 200), {"kernel_size": 2, "stride": 9}),
+    "bands_of_slices": ((1, 2, 30, 20, 41), {"kernel_size": (3, 2, 2), "stride": (2, 3, 1)}),
+    "line": ((1, 2, 40000), {"kernel_size": 5, "stride": 2, "padding": 2}),
+    "dilated": ((1, 3, 90, 121), {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 4}),
+    "largest_tap": ((2, 3, 40, 50), {"kernel_size": (15, 17), "stride": 5}),
+    "too_many_taps": ((2, 3, 40, 50), {"kernel_size": (16, 16), "stride": 5}),
+}
+
+
+@both_layouts
+@pytest.mark.parametrize("name", CUTS)
+def test_gradients_by_taps_and_by_indices_agree(name, layout):
+    """By the taps that the layer keeps, by those found again, and by indices; NaN and ties included."""
+    shape, options = CUTS[name]
+    rank = len(shape) - 2
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, shape).astype(np.float32)
+    x[rng.random(shape) < 0.01] = np.nan
+    x = x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    y, indices = public("max_pool{}d", rank)(x, **options, return_indices=True, layout=layout)
+    gy = rng.integers(-9, 10, y.shape).astype(np.float32)
+    backward = public("max_pool{}d_backward", rank)
+    wanted = backward(gy, x, **options, indices=indices, layout=layout)
+    np.testing.assert_array_equal(backward(gy, x, **options, layout=layout), wanted)
+    layer = getattr(nn, f"MaxPool{rank}d")(**options, layout=layout)
+    kept, backprop = layer.forward(x)
+    np.testing.assert_array_equal(kept, y)
+    np.testing.assert_array_equal(backprop(gy), wanted)
+
+
+@both_layouts
+@pytest.mark.parametrize("size", [(13, 9), (20, 20)])
+def test_adaptive_gradients_by_taps_and_by_indices_agree(size, layout):
+    """Windows of different sizes, and whole images of more points than a tap can count."""
+    x = np.random.default_rng(0).integers(-3, 4, (2, 5, *size)).astype(np.float32)
+    x = x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    for outputs, layer in ((6, nn.AdaptiveMaxPool2d(6, layout=layout)), (1, nn.GlobalMaxPool(layout=layout))):
+        y, indices = fc.adaptive_max_pool2d(x, outputs, return_indices=True, layout=layout)
+        gy = np.random.default_rng(1).integers(-9, 10, y.shape).astype(np.float32)
+        wanted = fc.adaptive_max_pool2d_backward(gy, x, indices=indices, layout=layout)
+        np.testing.assert_array_equal(layer.forward(x)[1](gy), wanted)
+        np.testing.assert_array_equal(fc.adaptive_max_pool2d_backward(gy, x, layout=layout), wanted)
+
+
 # -- PyTorch --------------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +386,8 @@ def test_errors_name_the_argument(call, error, words):
 def test_as_pytorch(name):
     torch = pytest.importorskip("torch")
     size, options = CASES[name]
+    if name == "dilation":
+        options = {**options, "padding": 1}  # PyTorch pads by half a kernel at most
     x = image(size, "NCHW")
     x[0, 0].ravel()[[3, 4, 9]] = np.nan
     theirs = getattr(torch.nn.functional, f"max_pool{len(size)}d")(torch.from_numpy(x), **options, return_indices=True)

@@ -1,11 +1,13 @@
 """Threads, forks, caches and limits: each in a fresh interpreter, as users meet them."""
 
+import ast
 import os
 
 import pytest
 from helpers import python
 
 import fastconv as fc
+from fastconv import warming
 
 LAYERS = ("tbb", "omp", "workqueue")
 START = """
@@ -305,6 +307,29 @@ print("done")
 def test_new_shapes_of_a_warm_family_compile_nothing():
     """Sizes, strides and pads are run-time arguments: other 3x3 layers need no new kernel, on any backend, in any pass."""
     assert python(NEW_SHAPES).strip() == "done"
+
+
+def test_warmup_leaves_nothing_to_compile():
+    """Every kernel that `info` lists; those of one dtype only are known by name."""
+    source = """
+import fastconv as fc
+from fastconv import config
+from fastconv.backends import _jit
+fc.warmup()
+print({name for name, kernel in config.kernels().items() if _jit.cache_state(kernel) != "in memory"})
+"""
+    left = ast.literal_eval(python(source)) - {"machine.multiply_add"}  # whose answer is stored
+    assert left == {"activation.gelu_scalars"}  # float64
+
+
+def test_warmup_of_convolutions_and_of_integers(monkeypatch):
+    """Integers have no means and no layers; what they have can be warmed."""
+    monkeypatch.setattr(warming, "_timed", lambda name, *rest: (name, 0.0))
+    both = [name for name, _ in fc.warmup(["float32", "int32"])]
+    assert "layers float32" in both and "max pools int32" in both and "mean pools int32" not in both and "layers int32" not in both
+    assert not any("pools" in name for name, _ in fc.warmup(operations=False))
+    for step in (warming._max_pools, warming._unfolding, warming._local):
+        step("int32")
 
 
 def test_new_shapes_add_no_signatures():

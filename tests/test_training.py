@@ -105,6 +105,41 @@ def test_early_stop_and_callbacks():
     assert seen == [1, 2, 3, 4]
 
 
+def rising(model, history):
+    """The third epoch ruins the model: the best one lies before."""
+    if len(history) == 3:
+        model.load_state_dict({key: array + 9 if array.dtype.kind == "f" else array for key, array in model.state_dict().items()})
+
+
+def test_restore_best(tmp_path):
+    """The state after the epoch of the smallest validation loss, statistics too; a resumed run knows it though its epochs were worse."""
+    states = []
+    options = {"validation": 0.2, "callbacks": [lambda model, history: states.append(model.state_dict()), rising]}
+    path = tmp_path / "run.npz"
+    _, _, history = fitted(epochs=6, **options)
+    best = int(np.argmin(history.val_loss))
+    assert best < 5  # else there is nothing to restore
+    wanted = states[best]
+    restored, _, _ = fitted(epochs=6, restore_best=True, **options)
+    fitted(epochs=best + 2, restore_best=True, checkpoint=path, **options)
+    resumed, _, _ = fitted(epochs=6, restore_best=True, checkpoint=path, **options)
+    again, _, _ = fitted(epochs=6, restore_best=True, checkpoint=path, **options)
+    for model in (restored, again):
+        for key, array in model.state_dict().items():
+            np.testing.assert_array_equal(array, wanted[key], err_msg=key)
+    same(resumed, restored)
+    continued, _, _ = fitted(epochs=6, checkpoint=path, **options)  # without the option: the last state
+    assert any((continued.state_dict()[key] != wanted[key]).any() for key in wanted)
+    with pytest.raises(ValueError, match="written without restore_best"):
+        fitted(epochs=1, checkpoint=tmp_path / "other.npz", validation=0.2)
+        fitted(epochs=2, checkpoint=tmp_path / "other.npz", validation=0.2, restore_best=True)
+
+
+def test_the_best_epoch_is_a_number():
+    assert nn.History(loss=[np.nan, 2.0, 1.0, np.nan]).stale() == 1
+    assert nn.History(loss=[np.nan]).stale() == 0
+
+
 def test_augment_is_seeded():
     def noisy(batch, rng):
         return batch + rng.standard_normal(batch.shape, dtype=np.float32)

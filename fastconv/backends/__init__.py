@@ -27,13 +27,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..problem import Problem
 
-__all__ = ["Backend", "BackendError", "Kernel", "Machine", "load"]
+__all__ = ["Backend", "BackendError", "Kernel", "Machine", "load", "modules"]
 
 
 class BackendError(ValueError):
@@ -92,3 +93,9 @@ def load(device: str = "cpu") -> dict[str, Backend]:
     prefix = device + "_"
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(prefix))
     return {name[len(prefix):]: importlib.import_module(f"{__name__}.{name}").BACKEND for name in names}
+
+
+def modules(device: str = "cpu") -> list[ModuleType]:
+    """Every module of this package that a device may need: its backends and the helpers."""
+    names = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.")]
+    return [importlib.import_module(name) for name in names if name.removeprefix(f"{__name__}.").startswith((f"{device}_", "_"))]

@@ -18,6 +18,7 @@ import hashlib
 import math
 import os
 import pickle
+import secrets
 import sys
 import tempfile
 import threading
@@ -25,15 +26,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numba
 import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
 from numba.core.runtime import rtsys
 
-__all__ = ["address_of", "addressed", "cache_directory", "cache_state", "cached", "compiled_kernels", "cpu_target", "inlined",
-           "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer"]
+__all__ = ["address_of", "addressed", "atomic_file", "cache_directory", "cache_state", "cached", "compiled_kernels", "cpu_target",
+           "inlined", "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer", "write_atomically"]
 
 # Contraction into fused multiply-adds only: reassociation is written out where it is wanted, and NaN and Inf must survive.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False,
@@ -214,15 +215,25 @@ class _KernelCache(FunctionCache):
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that other processes see whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to, which takes its place at `path` when the block ends; `durable` says: on the disk, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
+        with open(temporary, "xb") as file:  # not of `tempfile`, whose files are the owner's alone
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            os.unlink(temporary)
         raise
 
 

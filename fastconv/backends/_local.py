@@ -29,9 +29,9 @@ from ._simd import (
     lanes_of,
     load,
     load_first,
-    next_task,
     parallel_kernel,
     put,
+    shared_out,
     splat,
     store,
     store_first,
@@ -140,10 +140,7 @@ def local_forward_planes(x, w, bias, y, constants, scratch, counters, thread, th
     """y (N, O, L), which holds the bias, += x (N, C, H, W) by w (O, C/G, taps, L)."""
     g, local = thawed(constants)
     runs = -(-local.points // local.run)
-    while True:
-        task = next_task(counters)
-        if task >= -(-g.images // local.images) * local.groups * runs:
-            break
+    for task in shared_out(counters, 1, -(-g.images // local.images) * local.groups * runs):
         first, group, image = task % runs * local.run, task // runs % local.groups, task // (runs * local.groups) * local.images
         images, count = min(local.images, g.images - image), min(local.run, local.points - first)
         forward_run(x, w, y, g, local, image, images, group, first, count, scratch)
@@ -176,10 +173,7 @@ def local_weight_planes(x, gy, bias, gw, constants, scratch, counters, thread, t
     """gw (O, C/G, taps, L) from x (N, C, H, W) and gy (N, O, L)."""
     g, local = thawed(constants)
     runs = -(-local.points // local.run)
-    while True:
-        task = next_task(counters)
-        if task >= g.channels * runs:
-            break
+    for task in shared_out(counters, 1, g.channels * runs):
         first = task % runs * local.run
         for image in range(0, g.images, local.images):
             weight_run(x, gy, gw, g, local, task // runs, image, min(local.images, g.images - image), first,
@@ -203,10 +197,7 @@ def input_windows(gy, w, g, local, channel, image, images, windows):
 def local_input_planes(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     """gx (N, C, H, W) from gy (N, O, L) and w (O, C/G, taps, L)."""
     g, local, fold = thawed(constants)
-    while True:
-        task = next_task(counters)
-        if task >= -(-g.images // local.images) * g.channels:
-            break
+    for task in shared_out(counters, 1, -(-g.images // local.images) * g.channels):
         channel, image = task % g.channels, task // g.channels * local.images
         images = min(local.images, g.images - image)
         windows = advance(scratch, fold.scratch)
@@ -251,13 +242,9 @@ def forward_point(x, w, y, g, local, image, images, point, windows):
 def local_forward_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y (N, L, O), which holds the bias, += x (N, H, W, C) by w (L, taps, C/G, O)."""
     g, local = thawed(constants)
-    while True:
-        first = next_task(counters) * local.run
-        if first >= local.points:
-            break
-        for point in range(first, min(first + local.run, local.points)):
-            for image in range(0, g.images, local.images):
-                forward_point(x, w, y, g, local, image, min(local.images, g.images - image), point, scratch)
+    for point in shared_out(counters, local.run, local.points):
+        for image in range(0, g.images, local.images):
+            forward_point(x, w, y, g, local, image, min(local.images, g.images - image), point, scratch)
 
 
 @outlined
@@ -287,13 +274,9 @@ def weight_point(x, gy, gw, g, local, image, images, point, windows):
 def local_weight_pixels(x, gy, bias, gw, constants, scratch, counters, thread, threads):
     """gw (L, taps, C/G, O) from x (N, H, W, C) and gy (N, L, O)."""
     g, local = thawed(constants)
-    while True:
-        first = next_task(counters) * local.run
-        if first >= local.points:
-            break
-        for point in range(first, min(first + local.run, local.points)):
-            for image in range(0, g.images, local.images):
-                weight_point(x, gy, gw, g, local, image, min(local.images, g.images - image), point, scratch)
+    for point in shared_out(counters, local.run, local.points):
+        for image in range(0, g.images, local.images):
+            weight_point(x, gy, gw, g, local, image, min(local.images, g.images - image), point, scratch)
 
 
 @outlined
@@ -328,10 +311,7 @@ def input_pixel(gy, w, gx, g, local, steps, image, h, at_w, table):
 def local_input_pixels(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     """gx (N, H, W, C) from gy (N, L, O) and w (L, taps, C/G, O); a pixel's weights serve all images."""
     g, local, steps = thawed(constants)
-    while True:
-        line = next_task(counters)
-        if line >= g.in_h:
-            break
+    for line in shared_out(counters, 1, g.in_h):
         for at_w in range(g.in_w):
             for image in range(g.images):
                 input_pixel(gy, w, gx, g, local, steps, image, line, at_w, as_int64(scratch))

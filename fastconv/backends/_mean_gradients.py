@@ -22,9 +22,9 @@ from ._simd import (
     lane_count,
     lanes_of,
     load,
-    next_task,
     parallel_kernel,
     put,
+    shared_out,
     store_first,
     store_interleaved,
     thawed,
@@ -122,18 +122,14 @@ def spread_rows(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     spare = advance(scratch, g.length)
     fill_line(scratch, g.length, zero_element(gy))
     rows = g.planes * g.size_d * g.size_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
-            source = advance(gy, plane * g.out_d * g.out_h * g.out_w)
-            for o in range(0, g.out_w, lanes_of(gy)):
-                a = added_covering(source, o, g.out_w - o, g, offsets_d[d], offsets_d[d + 1], outputs_d, offsets_h[h], offsets_h[h + 1],
-                                   outputs_h, rates_d, rates_h)
-                store_most(scratch, g.left + o, divide(a, load(divisors_w, o)), g.out_w - o)
-            spread_columns(scratch, g, offsets_w, outputs_w, spare, advance(gx, index * g.size_w))
+    for index in shared_out(counters, run, rows):
+        plane, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
+        source = advance(gy, plane * g.out_d * g.out_h * g.out_w)
+        for o in range(0, g.out_w, lanes_of(gy)):
+            a = added_covering(source, o, g.out_w - o, g, offsets_d[d], offsets_d[d + 1], outputs_d, offsets_h[h], offsets_h[h + 1],
+                               outputs_h, rates_d, rates_h)
+            store_most(scratch, g.left + o, divide(a, load(divisors_w, o)), g.out_w - o)
+        spread_columns(scratch, g, offsets_w, outputs_w, spare, advance(gx, index * g.size_w))
 
 
 @parallel_kernel
@@ -143,26 +139,22 @@ def spread_pixels(gy, w, bias, gx, constants, scratch, counters, thread, threads
     offsets_d, outputs_d, offsets_h, outputs_h, offsets_w, outputs_w = tables
     lanes = lanes_of(gy)
     rows = g.planes * g.size_d * g.size_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
-            for w_at in range(g.size_w):
-                target = advance(gx, (index * g.size_w + w_at) * channels)
-                for c in range(0, channels, lanes):
-                    a = zero(gy)
-                    for i in range(offsets_d[d], offsets_d[d + 1]):
-                        od = outputs_d[i]
-                        for j in range(offsets_h[h], offsets_h[h + 1]):
-                            oh = outputs_h[j]
-                            row = ((image * g.out_d + od) * g.out_h + oh) * g.out_w
-                            for k in range(offsets_w[w_at], offsets_w[w_at + 1]):
-                                o = outputs_w[k]
-                                v = load_most(gy, (row + o) * channels + c, channels - c)
-                                a = fma(v, broadcast(gy, rates_d[od] * rates_h[oh] * rates_w[o]), a)
-                    store_most(target, c, a, channels - c)
+    for index in shared_out(counters, run, rows):
+        image, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
+        for w_at in range(g.size_w):
+            target = advance(gx, (index * g.size_w + w_at) * channels)
+            for c in range(0, channels, lanes):
+                a = zero(gy)
+                for i in range(offsets_d[d], offsets_d[d + 1]):
+                    od = outputs_d[i]
+                    for j in range(offsets_h[h], offsets_h[h + 1]):
+                        oh = outputs_h[j]
+                        row = ((image * g.out_d + od) * g.out_h + oh) * g.out_w
+                        for k in range(offsets_w[w_at], offsets_w[w_at + 1]):
+                            o = outputs_w[k]
+                            v = load_most(gy, (row + o) * channels + c, channels - c)
+                            a = fma(v, broadcast(gy, rates_d[od] * rates_h[oh] * rates_w[o]), a)
+                store_most(target, c, a, channels - c)
 
 
 @parallel_kernel
@@ -170,19 +162,15 @@ def fill_images(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     """Each plane of gx, or each of its pixels, = gy over a divisor: the gradient of a mean over whole images."""
     images, size, channels, last, divisor, run = thawed(constants)
     lanes = lanes_of(gy)
-    while True:
-        first = next_task(counters) * run
-        if first >= images:
-            break
-        for image in range(first, min(first + run, images)):
-            if not last:
-                value = get(gy, image) / divisor
-                target = advance(gx, image * size)
-                for i in range(0, size, lanes):
-                    store_most(target, i, broadcast(gy, value), size - i)
-                continue
-            for c in range(0, channels, lanes):
-                v = load_most(gy, image * channels + c, channels - c)
-                store_first(scratch, c, divide(v, broadcast(gy, divisor)), channels - c)
-            for i in range(size):
-                copy_pixel(scratch, channels, advance(gx, (image * size + i) * channels))
+    for image in shared_out(counters, run, images):
+        if not last:
+            value = get(gy, image) / divisor
+            target = advance(gx, image * size)
+            for i in range(0, size, lanes):
+                store_most(target, i, broadcast(gy, value), size - i)
+            continue
+        for c in range(0, channels, lanes):
+            v = load_most(gy, image * channels + c, channels - c)
+            store_first(scratch, c, divide(v, broadcast(gy, divisor)), channels - c)
+        for i in range(size):
+            copy_pixel(scratch, channels, advance(gx, (image * size + i) * channels))

@@ -1,8 +1,8 @@
 """Kernels of the poolings' forward passes: rows of the result shared out among the threads.
 
 Images with channels first are done by `_pooling_rows`, with channels last by `_pooling_pixels`; where the only window of an
-image is the image, it is one run of elements, or of pixels. Sums are divided, not multiplied by a reciprocal, so that the
-mean of equal values is that value.
+image is the image, it is one run of elements, or of pixels. Sums are divided, not multiplied by a reciprocal, so that an
+exact sum of equal values gives that value.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ._pooling_rows import (
 )
 from ._simd import (
     advance,
+    as_bytes,
     as_int64,
     broadcast,
     divide,
@@ -30,9 +31,11 @@ from ._simd import (
     load,
     load_between,
     lowest_element,
-    next_task,
     parallel_kernel,
     put,
+    shared_out,
+    store,
+    store_bytes,
     store_first,
     thawed,
     total,
@@ -53,6 +56,21 @@ def row_at(index, g):
     return plane, above - plane * g.out_d, index - above * g.out_h
 
 
+@inlined
+def write_taps(chosen, count, taps):
+    """taps[:count] = chosen[:count] as bytes, 255 for infinity."""
+    for i in range(0, count, lanes_of(chosen)):
+        store_bytes(taps, i, load_most(chosen, i, count - i), count - i)
+
+
+@inlined
+def write_positions(chosen, count, offset, positions):
+    """positions[:count] = chosen[:count] + offset as int64, -1 for infinity."""
+    for i in range(count):
+        place = get(chosen, i)
+        put(positions, i, -1 if place == -lowest_element(chosen) else np.int64(place) + offset)
+
+
 # -- channels first -------------------------------------------------------------------------------------------------------
 
 
@@ -62,16 +80,12 @@ def max_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, table_d, table_h, table_w, run = thawed(constants)
     fill_line(scratch, g.length, lowest_element(x))
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
-                         g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
-            highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                     g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
+        highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
 
 
 @parallel_kernel
@@ -80,38 +94,31 @@ def mean_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
     fill_line(scratch, g.length, zero_element(x))
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
-                       g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
-            averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                   g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
+        averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
 
 
 @parallel_kernel
 def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y = the maxima of windows, w = their places as int64, channels first; floats."""
-    g, table_d, table_h, table_w, ramp, flat, run = thawed(constants)
-    places, chosen = as_int64(w), advance(scratch, 4 * g.length)
+    """y = the maxima of windows, w = their places, channels first; floats. Positions are int64, taps bytes."""
+    g, table_d, table_h, table_w, n, first_d, first_h, first_w, ramp, flat, run = thawed(constants)
+    positions, taps, chosen = as_int64(w), as_bytes(w), advance(scratch, 2 * g.length)
     fill_line(scratch, g.length, lowest_element(x))
     fill_line(advance(scratch, g.length), g.length, -lowest_element(x))
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, od, oh, ramp, scratch, advance(y, index * g.out_w),
-                        chosen)
-            offset = flat * plane * g.plane
-            for o in range(g.out_w):
-                place = get(chosen, o)
-                put(places, index * g.out_w + o, -1 if place == -lowest_element(x) else np.int64(place) + offset)
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        at = index * g.out_w
+        highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
+                    scratch, advance(y, at), chosen)
+        if n.by_column == 0:
+            write_taps(chosen, g.out_w, advance(taps, at))
+        else:
+            write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -123,16 +130,12 @@ def max_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, channels, table_d, table_h, table_w, run = thawed(constants)
     rows = g.planes * g.out_d * g.out_h
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, od, oh = row_at(index, g)
-            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            for o in range(g.out_w):
-                highest_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
-                              table_w[2 * o + 1], g.step_w * channels, channels, advance(y, (index * g.out_w + o) * channels))
+    for index in shared_out(counters, run, rows):
+        image, od, oh = row_at(index, g)
+        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        for o in range(g.out_w):
+            highest_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
+                          table_w[2 * o + 1], g.step_w * channels, channels, advance(y, (index * g.out_w + o) * channels))
 
 
 @parallel_kernel
@@ -141,41 +144,38 @@ def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, channels, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
     rows = g.planes * g.out_d * g.out_h
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, od, oh = row_at(index, g)
-            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            divisor = divisors_d[od] * divisors_h[oh]
-            for o in range(g.out_w):
-                averaged_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
-                               table_w[2 * o + 1], g.step_w * channels, channels, squares, divisor * divisors_w[o], squares,
-                               advance(y, (index * g.out_w + o) * channels))
+    for index in shared_out(counters, run, rows):
+        image, od, oh = row_at(index, g)
+        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        divisor = divisors_d[od] * divisors_h[oh]
+        for o in range(g.out_w):
+            averaged_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
+                           table_w[2 * o + 1], g.step_w * channels, channels, squares, divisor * divisors_w[o], squares,
+                           advance(y, (index * g.out_w + o) * channels))
 
 
 @parallel_kernel
 def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y = the maxima of windows, w = their places as int64, channels last; floats."""
-    g, channels, table_d, table_h, table_w, flat, run = thawed(constants)
-    places = as_int64(w)
+    """y = the maxima of windows, w = their places, channels last; floats. Positions are int64, taps bytes."""
+    g, channels, table_d, table_h, table_w, n, first_d, first_h, first_w, flat, run = thawed(constants)
+    positions, taps = as_int64(w), as_bytes(w)
     rows = g.planes * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            image, od, oh = row_at(index, g)
-            for o in range(g.out_w):
-                at = (index * g.out_w + o) * channels
-                highest_pixel_places(advance(x, image * g.plane * channels), g, table_d[2 * od], table_d[2 * od + 1], table_h[2 * oh],
-                                     table_h[2 * oh + 1], table_w[2 * o], table_w[2 * o + 1], channels, channels, advance(y, at), scratch)
-                for c in range(channels):
-                    place = -1 if get(scratch, c) == -lowest_element(x) else np.int64(get(scratch, c))
-                    if flat and place >= 0:
-                        place = (image * g.plane + place) * channels + c
-                    put(places, at + c, place)
+    pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
+    for index in shared_out(counters, run, rows):
+        image, od, oh = row_at(index, g)
+        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+        for o in range(g.out_w):
+            at = (index * g.out_w + o) * channels
+            highest_pixel_places(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1],
+                                 pitch_h, table_w[2 * o + 1], g.step_w * channels, channels,
+                                 first_d[od] + first_h[oh] + first_w[o], n, advance(y, at), scratch)
+            if n.by_column == 0:
+                write_taps(scratch, channels, advance(taps, at))
+                continue
+            write_positions(scratch, channels, 0, advance(positions, at))
+            for c in range(flat * channels):
+                place = positions[at + c]
+                put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
 
 
 # -- any type, any layout -------------------------------------------------------------------------------------------------
@@ -202,21 +202,17 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
     places = as_int64(w)
     pitch = channels if last else 1
     rows = g.planes * channels * g.out_d * g.out_h
-    while True:
-        first = next_task(counters) * run
-        if first >= rows:
-            break
-        for index in range(first, min(first + run, rows)):
-            plane, od, oh = row_at(index, g)
-            image, c = plane // channels, plane % channels
-            start = image * g.plane * channels + c if last else plane * g.plane
-            for o in range(g.out_w):
-                place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
-                at = index * g.out_w + o
-                if last:
-                    at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
-                put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
-                put(places, at, start + place * pitch if flat and place >= 0 else place)
+    for index in shared_out(counters, run, rows):
+        plane, od, oh = row_at(index, g)
+        image, c = plane // channels, plane % channels
+        start = image * g.plane * channels + c if last else plane * g.plane
+        for o in range(g.out_w):
+            place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
+            at = index * g.out_w + o
+            if last:
+                at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
+            put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
+            put(places, at, start + place * pitch if flat and place >= 0 else place)
 
 
 # -- whole images ---------------------------------------------------------------------------------------------------------
@@ -226,12 +222,8 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
 def max_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the maximum of a plane."""
     planes, size, run = thawed(constants)
-    while True:
-        first = next_task(counters) * run
-        if first >= planes:
-            break
-        for plane in range(first, min(first + run, planes)):
-            put(y, plane, highest_run(advance(x, plane * size), size))
+    for plane in shared_out(counters, run, planes):
+        put(y, plane, highest_run(advance(x, plane * size), size))
 
 
 @inlined
@@ -249,18 +241,50 @@ def short_sum(x, size):
 def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the mean of a plane."""
     planes, size, divisor, run = thawed(constants)
-    while True:
-        first = next_task(counters) * run
-        if first >= planes:
-            break
-        for plane in range(first, min(first + run, planes)):
-            if size <= SHORT:
-                put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
-            else:
-                whole = 0.0
-                for i in range(0, size, BLOCK):
-                    whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
-                put(y, plane, whole / divisor)
+    for plane in shared_out(counters, run, planes):
+        if size <= SHORT:
+            put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
+        else:
+            whole = 0.0
+            for i in range(0, size, BLOCK):
+                whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
+            put(y, plane, whole / divisor)
+
+
+@outlined
+def wide_mean(x, size, pitch, divisor, y):
+    """y[:4 lanes] = the means of as many neighbouring channels of `size` pixels, `pitch` elements apart."""
+    lanes = lanes_of(x)
+    scale = broadcast(y, divisor)
+    total_a = total_b = total_c = total_e = zero(x)
+    for block in range(0, size, PIXEL_BLOCK):
+        a = b = c = e = zero(x)
+        for i in range(block, min(size, block + PIXEL_BLOCK)):
+            at = i * pitch
+            a += load(x, at)
+            b += load(x, at + lanes)
+            c += load(x, at + 2 * lanes)
+            e += load(x, at + 3 * lanes)
+        total_a += a
+        total_b += b
+        total_c += c
+        total_e += e
+    store(y, 0, divide(total_a, scale))
+    store(y, lanes, divide(total_b, scale))
+    store(y, 2 * lanes, divide(total_c, scale))
+    store(y, 3 * lanes, divide(total_e, scale))
+
+
+@outlined
+def narrow_mean(x, size, pitch, count, divisor, y):
+    """y[:count] = the means of up to a vector of neighbouring channels."""
+    mean = zero(x)
+    for block in range(0, size, PIXEL_BLOCK):
+        a = zero(x)
+        for i in range(block, min(size, block + PIXEL_BLOCK)):
+            a += load_most(x, i * pitch, count)
+        mean += a
+    store_first(y, 0, divide(mean, broadcast(y, divisor)), count)
 
 
 @parallel_kernel
@@ -268,16 +292,14 @@ def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[image][channel] = the mean of an image's pixels, by runs of channels."""
     images, size, channels, divisor, width, parts = thawed(constants)
     lanes = lanes_of(x)
-    while True:
-        task = next_task(counters)
-        if task >= images * parts:
-            break
-        image, start = task // parts, task % parts * width
-        for c in range(start, min(channels, start + width), lanes):
-            mean = zero(x)
-            for block in range(0, size, PIXEL_BLOCK):
-                a = zero(x)
-                for i in range(block, min(size, block + PIXEL_BLOCK)):
-                    a += load_most(x, (image * size + i) * channels + c, channels - c)
-                mean += a
-            store_first(y, image * channels + c, divide(mean, broadcast(y, divisor)), channels - c)
+    for task in shared_out(counters, 1, images * parts):
+        image, c = task // parts, task % parts * width
+        end = min(channels, c + width)
+        while c < end:
+            source, target = advance(x, image * size * channels + c), advance(y, image * channels + c)
+            if end - c >= 4 * lanes:
+                wide_mean(source, size, channels, divisor, target)
+                c += 4 * lanes
+            else:
+                narrow_mean(source, size, channels, end - c, divisor, target)
+                c += lanes

@@ -82,25 +82,22 @@ def averaged_pixel(x, count_d, pitch_d, count_h, pitch_h, count_w, pitch_w, chan
 
 
 @outlined
-def highest_pixel_places(x, g, start_d, count_d, start_h, count_h, start_w, count_w, pitch, channels, y, places):
-    """`highest_pixel` of an image x, and places[c] = the position of the first of the largest; infinity for an empty window.
+def highest_pixel_places(x, count_d, pitch_d, count_h, pitch_h, count_w, pitch_w, channels, first, n, y, places):
+    """`highest_pixel`, and places[c] = the number of the first of the largest, or of the last NaN; infinity for an empty window.
 
-    Pixels are `pitch` elements apart. Of NaNs the last one's counts.
+    `first` is the number of the window's first point.
     """
     for at in range(0, channels, lanes_of(x)):
         a, place = lowest(x), broadcast(x, -lowest_element(x))
         for j in range(count_d):
             for k in range(count_h):
-                row = ((start_d + j * g.step_d) * g.size_h + start_h + k * g.step_h) * g.size_w + start_w
-                for i in range(count_w):
-                    position = row + i * g.step_w
-                    v = load_most(x, position * pitch + at, channels - at)
-                    here = broadcast(x, position)
-                    if j + k + i == 0:
-                        a, place = v, here
-                    else:
-                        place = choose_above(v, a, here, place)
-                        a = greatest(v, a)
+                tap, number = j * pitch_d + k * pitch_h + at, first + j * n.each_d + k * n.each_h
+                for _ in range(count_w):
+                    v, here = load_most(x, tap, channels - at), broadcast(x, number)
+                    place = here if number == first else choose_above(v, a, here, place)
+                    a = v if number == first else greatest(v, a)
+                    tap += pitch_w
+                    number += n.each_w
         store_most(y, at, a, channels - at)
         store_most(places, at, place, channels - at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from .._windows import Windows
 from ._jit import num_threads
-from ._max_gradients import FAMILIES, gather_places, gather_rows, scatter_pixels, scatter_places, scatter_rows
-from ._mean_gradients import Covering, covering_of, fill_images, spread_pixels, spread_rows
+from ._max_gradients import NO_TAP, NOWHERE, gather_places, scatter_places, scatter_taps
+from ._mean_gradients import covering_of, fill_images, spread_pixels, spread_rows
 from ._pooling import (
     max_pixels,
     max_planes,
@@ -23,12 +24,12 @@ from ._pooling import (
     place_pixels,
     place_rows,
 )
-from ._pooling_rows import LARGEST_PLANE, Rows, rows_of, tables_of
+from ._pooling_rows import LARGEST_PLANE, Rows, numbering_of, rows_of, tables_of
 from ._simd import BoundKernel, lane_count
 
 TASK = 32 * 1024  # steps of elements in a task: some microseconds
 SERIAL_STEPS = 24_000  # that one thread has done before a second has started (benchmarks/bench_pool.py, tiny)
-BLOCK_BYTES = 64 * 1024  # of the places and values that a block of gathered rows keeps: they stay in the second-level cache
+FEW_OUTPUTS = 1024  # of a plane that are scattered in one run
 Divisors = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -54,10 +55,9 @@ def _padded(factors: np.ndarray, dtype: str) -> np.ndarray:
     return padded
 
 
-def _ramp(dtype: str, step: int) -> np.ndarray:
-    """0, 1, 2, ... a vector long, then 0, step, 2 step, ..."""
-    lanes = np.arange(lane_count(dtype))
-    return np.concatenate([lanes, step * lanes]).astype(dtype)
+def _ramp(dtype: str, slope: int) -> np.ndarray:
+    """0, slope, 2 slope, ... a vector long."""
+    return slope * np.arange(lane_count(dtype)).astype(dtype)
 
 
 def _steps(windows: Windows, g: Rows) -> int:
@@ -113,21 +113,37 @@ def bind_mean(windows: Windows, dtype: str, divisors: Divisors, squares: bool) -
 
 
 def bind_places(windows: Windows, dtype: str, flat: bool) -> BoundKernel:
-    """kernel(x, places, -, y), the places int64 in memory of x's type."""
+    """kernel(x, positions, -, y), the positions int64 in memory of x's type."""
     g = rows_of(windows, dtype)
+    if g.plane > LARGEST_PLANE.get(dtype, 0):
+        steps, rows = _steps(windows, g), g.planes * g.out_d * g.out_h
+        g = _images_of(windows, g)
+        constants = (g, windows.channels, int(windows.channels_last), *tables_of(windows), int(flat), _run(rows, steps))
+        return place_each.bind(dtype, constants, parallel=rows * steps > SERIAL_STEPS)
+    return _bind_numbered(windows, g, dtype, taps=False, flat=flat)
+
+
+def has_taps(windows: Windows) -> bool:
+    """Whether a byte tells the points of a window apart."""
+    return math.prod(windows.largest) <= NO_TAP
+
+
+def bind_taps(windows: Windows, dtype: str) -> BoundKernel:
+    """kernel(x, taps, -, y), the taps in bytes."""
+    return _bind_numbered(windows, rows_of(windows, dtype), dtype, taps=True, flat=False)
+
+
+def _bind_numbered(windows: Windows, g: Rows, dtype: str, taps: bool, flat: bool) -> BoundKernel:
+    numbering, firsts = numbering_of(windows, taps)
+    numbered = (*tables_of(windows), numbering, *firsts)
     steps, lines = _steps(windows, g), g.out_d * g.out_h
     parallel = g.planes * lines * steps > SERIAL_STEPS
-    if g.plane > LARGEST_PLANE.get(dtype, 0):
-        g = _images_of(windows, g)
-        constants = (g, windows.channels, int(windows.channels_last), *tables_of(windows), int(flat), _run(g.planes * lines, steps))
-        return place_each.bind(dtype, constants, parallel=parallel)
     if windows.channels_last:
-        g = _images_of(windows, g)
-        run = _run(g.planes * lines, steps * windows.channels)
-        constants = (g, windows.channels, *tables_of(windows), int(flat), run)
-        return place_pixels.bind(dtype, constants, scratch=windows.channels, parallel=parallel)
-    constants = (g, *tables_of(windows), _ramp(dtype, 1), int(flat), _run(g.planes * lines, steps))
-    return place_rows.bind(dtype, constants, scratch=5 * g.length, parallel=parallel)
+        g, channels = _images_of(windows, g), windows.channels
+        constants: tuple[Any, ...] = (g, channels, *numbered, int(flat), _run(g.planes * lines, steps * channels))
+        return place_pixels.bind(dtype, constants, scratch=channels + lane_count(dtype), parallel=parallel)
+    constants = (g, *numbered, _ramp(dtype, numbering.by_column), int(flat), _run(g.planes * lines, steps))
+    return place_rows.bind(dtype, constants, scratch=3 * g.length, parallel=parallel)
 
 
 # -- backward -------------------------------------------------------------------------------------------------------------
@@ -162,35 +178,41 @@ def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors) -> Boun
     return spread_rows.bind(dtype, constants, scratch=g.length + 2 * lane_count(dtype), parallel=parallel)
 
 
-def bind_max_gradient(windows: Windows, dtype: str) -> BoundKernel | None:
-    """kernel(gy, x, -, gx); None for planes of more elements than the type counts."""
-    r = rows_of(windows, dtype)
-    if r.plane > LARGEST_PLANE[dtype]:
-        return None
-    parallel = r.planes * r.plane > SERIAL_STEPS
-    tables = tables_of(windows)
-    if windows.channels_last:
-        constants = (_images_of(windows, r), windows.channels, _width(windows, dtype), *tables)
-        return scatter_pixels.bind(dtype, constants, scratch=2 * lane_count(dtype), parallel=parallel)
-    g = covering_of(windows, r.planes, dtype)
-    if g.stride_w and windows.kernel_size[1] and g.size_d == g.out_d == 1:
-        return _bind_gather(windows, r, g, dtype, parallel)
-    constants = (r, *tables, _ramp(dtype, 1), _run(r.planes, 2 * r.plane))
-    return scatter_rows.bind(dtype, constants, scratch=6 * r.length, parallel=parallel)
+def bind_tap_gradient(windows: Windows, dtype: str) -> BoundKernel:
+    """kernel(gy, taps, -, gx)."""
+    size = math.prod(windows.input_size)
+    images, channels = (windows.batch, windows.channels) if windows.channels_last else (windows.batch * windows.channels, 1)
+    parallel = images * channels * size > SERIAL_STEPS
+    pitches = [pitch * channels for pitch in (windows.input_size[1] * windows.input_size[2], windows.input_size[2], 1)]
+    begins = [windows.begins(axis) * pitch for axis, pitch in enumerate(pitches)]
+    steps = [np.arange(k) * d * pitch for k, d, pitch in zip(windows.largest, windows.dilation, pitches, strict=True)]
+    reaches = np.full(NO_TAP + 1, NOWHERE)
+    reaches[:math.prod(windows.largest)] = _sums(*steps)
+    axis = 0 if windows.input_size[0] > 1 else 1  # along which runs of outputs follow each other, and bands
+    bands = min(-(-4 * num_threads() // max(1, images)), windows.input_size[axis]) if parallel else 1
+    edges, first_runs, end_runs, ends = _bands(windows, axis, bands)
+    starts = _sums(*begins[:2])
+    if bands == 1 and math.prod(windows.output_size) <= FEW_OUTPUTS:
+        starts, begins[2] = np.zeros(1, np.int64), _sums(starts, begins[2])
+        ends, first_runs, end_runs = ends[-1:], starts, starts + 1
+    constants = (images, size, channels, bands, len(starts), len(begins[2]), edges * pitches[axis], first_runs, end_runs, starts,
+                 ends * pitches[axis], begins[2], reaches, np.arange(channels), _run(images * bands, 2 * size * channels // bands))
+    return scatter_taps.bind(dtype, constants, parallel=parallel)
 
 
-def _bind_gather(windows: Windows, r: Rows, g: Covering, dtype: str, parallel: bool) -> BoundKernel:
-    offsets, outputs = windows.covering(1)
-    stride, reach = windows.stride[1], windows.dilation[1] * (windows.kernel_size[1] - 1)
-    rows = max(reach // stride + 1, BLOCK_BYTES // (2 * g.length * np.dtype(dtype).itemsize))
-    block = min(g.size_h, rows * stride)
-    if r.planes < 4 * num_threads():
-        block = min(block, max(reach + 1, -(-g.size_h * r.planes // (4 * num_threads()))))
-    most = min(g.out_h, (block + reach) // stride + 2)
-    family = FAMILIES.get((g.kernel_w, g.stride_w, g.low_w), 0) if g.step_w == 1 else 0
-    scratch = 5 * r.length + 2 * lane_count(dtype) + 2 * most * g.length
-    constants = (r, g, *tables_of(windows), offsets, outputs, _ramp(dtype, g.stride_w), block, -(-g.size_h // block), most, family)
-    return gather_rows.bind(dtype, constants, scratch=scratch, parallel=parallel)
+def _sums(*tables: np.ndarray) -> np.ndarray:
+    """The sums of an element of each table, for all choices of them."""
+    return functools.reduce(np.add.outer, tables).ravel()
+
+
+def _bands(windows: Windows, axis: int, bands: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Edges of bands along an axis, the range of the rows of outputs that reach each, and where the reach of each row ends."""
+    n, rows = windows.input_size[axis], windows.output_size[1] if axis == 0 else 1
+    begins = windows.begins(axis)
+    ends = begins + windows.dilation[axis] * (windows.largest[axis] - 1) + 1
+    edges = np.arange(bands + 1) * n // bands
+    first, end = np.searchsorted(ends, edges[:-1], side="right"), np.searchsorted(begins, edges[1:], side="left")
+    return edges, first * rows, end * rows, np.repeat(np.clip(ends, 0, n), rows)
 
 
 def bind_scatter(windows: Windows, dtype: str, flat: bool, adding: bool) -> BoundKernel:

@@ -5,9 +5,9 @@ whatever the stride; the line has room on both sides for the padding, filled onc
 line, each output reduces its taps: vectors at stride 1, every other element at stride 2, one by one elsewhere. So no border
 needs code of its own, and a window of kh x kw points costs kh + kw steps.
 
-The place of a maximum travels beside it, as the position in its plane, a whole number in the float type of the image; of
-equal values the first position wins, whichever step sees it first. Rows with NaN, where the last one's position counts as in
-PyTorch, are done again one by one.
+The place of a maximum travels beside it, a whole number in the float type of the image: its position in the plane, or its tap,
+the position in its window. Both grow along rows and columns, so of equal values the first place wins, whichever step sees it
+first. Rows with NaN, where the last one's place counts as in PyTorch, are done again one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ._jit import inlined, outlined
 from ._simd import (
     advance,
     any_nan,
-    as_int64,
     broadcast,
     choose_first,
     choose_greater,
@@ -78,6 +77,27 @@ def rows_of(windows: Windows, dtype: str) -> Rows:
     length = max(left + size_w, reach)
     return Rows(windows.batch * windows.channels, size_h, size_w, size_d * size_h * size_w, *windows.output_size, *windows.dilation,  # type: ignore[call-arg]
                 k, stride, left, -(-length // lanes) * lanes)
+
+
+class Numbering(NamedTuple):
+    """How places are numbered: that of a window's first point, from tables, and what each further point adds."""
+
+    each_d: int
+    each_h: int
+    each_w: int
+    by_column: int  # 1 where a column of the line has its number, 0 where a tap of each window has it
+
+
+def numbering_of(windows: Windows, taps: bool) -> tuple[Numbering, tuple[np.ndarray, ...]]:
+    """The numbers of taps in their windows, or of positions in the plane, and those of each window's first point inside."""
+    if taps:
+        pitches = (windows.largest[1] * windows.largest[2], windows.largest[2], 1)
+        tables = [np.where(inside[:, 1] > 0, (inside[:, 0] - windows.begins(axis)) // windows.dilation[axis], 0)
+                  for axis in range(3) for inside in [windows.inside(axis)]]
+        return Numbering(*pitches, 0), tuple(table * pitch for table, pitch in zip(tables, pitches, strict=True))
+    pitches = (windows.input_size[1] * windows.input_size[2], windows.input_size[2], 1)
+    firsts = tuple(windows.inside(axis)[:, 0] * pitch for axis, pitch in enumerate(pitches))
+    return Numbering(*(d * pitch for d, pitch in zip(windows.dilation, pitches, strict=True)), 1), firsts  # type: ignore[call-arg]
 
 
 def tables_of(windows: Windows) -> tuple[np.ndarray, ...]:
@@ -271,52 +291,56 @@ def later_row(v, here, a, place):
 
 
 @outlined
-def highest_places(x, start, count_d, pitch_d, count_h, pitch_h, size, ramp, line, places):
-    """`highest_rows`, and places[i] = the position of the first of the largest; True, unfinished, if there is a NaN.
+def highest_places(x, count_d, pitch_d, count_h, pitch_h, size, start, n, ramp, line, places):
+    """`highest_rows`, and places[i] = the number of the first of the largest; True, unfinished, if there is a NaN.
 
-    The position of x[i] in its plane is start + i; `ramp` holds 0, 1, 2, ... a vector long.
+    The number of x[i] is start + i where columns are numbered, else start; `ramp` holds 0, 1, 2, ... or zeros, a vector long.
     """
     lanes = lanes_of(x)
     last = max(0, size - lanes)
     nan = zero(x)
     first_place = broadcast(x, start) + load(ramp, 0)
-    pitch = broadcast(x, pitch_h)
+    each = broadcast(x, n.each_h)
     for begin in range(0, size, lanes):
         i = min(begin, last)
-        place = first_place + broadcast(x, i)
+        place = first_place + broadcast(x, i * n.by_column)
         a = load_most(x, i, size - i)
         nan = keep_nan(a, nan)
         if count_d == 1 and count_h <= 3:
             if count_h >= 2:
-                v, here = load_most(x, i + pitch_h, size - i), place + pitch
+                v, here = load_most(x, i + pitch_h, size - i), place + each
                 nan = keep_nan(v, nan)
                 a, place = later_row(v, here, a, place)
                 if count_h == 3:
-                    v, here = load_most(x, i + 2 * pitch_h, size - i), here + pitch
+                    v, here = load_most(x, i + 2 * pitch_h, size - i), here + each
                     nan = keep_nan(v, nan)
                     a, place = later_row(v, here, a, place)
         else:
             for j in range(count_d):
                 for k in range(count_h):
-                    at = j * pitch_d + k * pitch_h + i
-                    v = load_most(x, at, size - i)
+                    v = load_most(x, j * pitch_d + k * pitch_h + i, size - i)
                     nan = keep_nan(v, nan)
-                    a, place = later_row(v, first_place + broadcast(x, at), a, place)
+                    here = first_place + broadcast(x, j * n.each_d + k * n.each_h + i * n.by_column)
+                    a, place = later_row(v, here, a, place)
         store_most(line, i, a, size - i)
         store_most(places, i, place, size - i)
     return any_nan(nan)
 
 
 @outlined
-def first_columns(line, places, g, table_w, y, chosen):
+def first_columns(line, places, g, table_w, n, first_w, y, chosen):
     """y[o] = the largest of the line in each window, chosen[o] its place."""
     lanes = lanes_of(line)
+    each = (1 - n.by_column) * n.each_w
     if g.stride_w == 0:
         for o in range(g.out_w):
             best, place = lowest_element(line), -lowest_element(line)
             first = g.left + table_w[2 * o]
             for k in range(table_w[2 * o + 1]):
-                v, p = get(line, first + k * g.step_w), get(places, first + k * g.step_w)
+                v = get(line, first + k * g.step_w)
+                p = get(places, first + k * g.step_w)
+                if n.by_column == 0:
+                    p += first_w[o] + k * each
                 if v > best or (v == best and p < place):
                     best, place = v, p
             put(y, o, best)
@@ -328,34 +352,35 @@ def first_columns(line, places, g, table_w, y, chosen):
         a, place = load_column(line, g, o, 0), load_column(places, g, o, 0)
         for k in range(1, g.kernel_w):
             v = load_column(line, g, o, k)
-            place = choose_first(v, a, load_column(places, g, o, k), place)
+            place = choose_first(v, a, load_column(places, g, o, k) + broadcast(line, k * each), place)
             a = larger(v, a)
         store_most(y, o, a, g.out_w - o)
         store_most(chosen, o, place, g.out_w - o)
 
 
 @outlined
-def places_one_by_one(x, g, table_d, table_h, table_w, od, oh, y, chosen):
-    """A row of maxima of a plane x into y, and of their places, int64, -1 where a window is empty; the last NaN's if there is one."""
+def places_one_by_one(x, g, table_d, table_h, table_w, n, first, first_w, od, oh, y, chosen):
+    """A row of maxima of a plane x into y, and of their places, infinity where a window is empty; the last NaN's if there is one."""
     for o in range(g.out_w):
-        best, place = lowest_element(x), -1
+        best, empty = lowest_element(x), True
         for j in range(table_d[2 * od + 1]):
             for k in range(table_h[2 * oh + 1]):
-                row = ((table_d[2 * od] + j * g.step_d) * g.size_h + table_h[2 * oh] + k * g.step_h) * g.size_w
+                row = ((table_d[2 * od] + j * g.step_d) * g.size_h + table_h[2 * oh] + k * g.step_h) * g.size_w + table_w[2 * o]
                 for i in range(table_w[2 * o + 1]):
-                    at = row + table_w[2 * o] + i * g.step_w
-                    v = get(x, at)
-                    if place < 0 or v > best or v != v:
-                        best, place = v, at
+                    v = get(x, row + i * g.step_w)
+                    if empty or v > best or v != v:
+                        empty, best = False, v
+                        put(chosen, o, first + first_w[o] + j * n.each_d + k * n.each_h + i * n.each_w)
         put(y, o, best)
-        put(chosen, o, place)
+        if empty:
+            put(chosen, o, -lowest_element(x))
 
 
 @outlined
-def highest_row(x, g, table_d, table_h, table_w, od, oh, ramp, scratch, y, chosen):
+def highest_row(x, g, table_d, table_h, table_w, n, first, first_w, od, oh, ramp, scratch, y, chosen):
     """A row of maxima of a plane x into y, and of their places into `chosen`; infinity where a window is empty.
 
-    `scratch` holds three lines: the padded values, the padded places, and room for places one by one.
+    `first` is the number of the first row's points. `scratch` holds two lines: the padded values and the padded places.
     """
     line, places = scratch, advance(scratch, g.length)
     count_d, count_h = table_d[2 * od + 1], table_h[2 * oh + 1]
@@ -366,11 +391,8 @@ def highest_row(x, g, table_d, table_h, table_w, od, oh, ramp, scratch, y, chose
             put(chosen, o, -lowest_element(y))
         return
     start = (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-    if not highest_places(advance(x, start), start, count_d, pitch_d, count_h, pitch_h, g.size_w, ramp, advance(line, g.left),
-                          advance(places, g.left)):
-        first_columns(line, places, g, table_w, y, chosen)
-        return
-    exact = as_int64(advance(scratch, 2 * g.length))
-    places_one_by_one(x, g, table_d, table_h, table_w, od, oh, y, exact)
-    for o in range(g.out_w):
-        put(chosen, o, -lowest_element(y) if get(exact, o) < 0 else get(exact, o))
+    if highest_places(advance(x, start), count_d, pitch_d, count_h, pitch_h, g.size_w, first, n, ramp, advance(line, g.left),
+                      advance(places, g.left)):
+        places_one_by_one(x, g, table_d, table_h, table_w, n, first, first_w, od, oh, y, chosen)
+    else:
+        first_columns(line, places, g, table_w, n, first_w, y, chosen)

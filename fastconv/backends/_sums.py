@@ -23,6 +23,7 @@ from ._simd import (
     next_task,
     parallel_kernel,
     put,
+    shared_out,
     store,
     thawed,
     total,
@@ -83,17 +84,13 @@ def sum_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """parts[image][chunk][channel] of an image with channels first, by runs of (image, channel, chunk of a plane)."""
     images, channels, size, chunks, run = thawed(constants)
     parts = as_float64(w)
-    while True:
-        first = next_task(counters) * run
-        if first >= images * channels * chunks:
-            break
-        for part in range(first, min(first + run, images * channels * chunks)):
-            plane, chunk = part // chunks, part % chunks
-            last = min(size, (chunk + 1) * TASK)
-            result = 0.0
-            for i in range(chunk * TASK, last, BLOCK):
-                result += sum_run(advance(x, plane * size + i), min(BLOCK, last - i))
-            put(parts, (plane // channels * chunks + chunk) * channels + plane % channels, result)
+    for part in shared_out(counters, run, images * channels * chunks):
+        plane, chunk = part // chunks, part % chunks
+        last = min(size, (chunk + 1) * TASK)
+        result = 0.0
+        for i in range(chunk * TASK, last, BLOCK):
+            result += sum_run(advance(x, plane * size + i), min(BLOCK, last - i))
+        put(parts, (plane // channels * chunks + chunk) * channels + plane % channels, result)
     if next_task(advance(counters, 1)) == threads - 1:
         add_parts(parts, images * chunks, channels, y)
 

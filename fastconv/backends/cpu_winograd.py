@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..problem import Problem
+from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, transform_address
 from ._boxes import strides_of
@@ -276,8 +276,10 @@ class Forward:
 
 
 def prepare(dtype: str) -> None:
-    """Compile the transforms of every algorithm."""
+    """Compile the transforms of every algorithm, and the kernel for weights that are used once."""
     if np.dtype(dtype).kind == "f":
+        problem = Problem.create("forward", 2, (1, 16, 8, 8), (16, 16, 3, 3), dtype, Options())
+        ForwardOnce(problem, algorithms(problem)[0], forward_layout(problem))
         for high, wide in transforms():
             for kind in (INPUT, OUTPUT, WEIGHTS, *GRADIENT_KINDS):
                 transform_address(kind, high, wide, dtype)

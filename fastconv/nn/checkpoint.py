@@ -118,6 +118,16 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def writable_path(path: str | os.PathLike[str]) -> Path:
+    """A checkpoint's path, whose folder exists: complain before hours of work, not after."""
+    path = check_path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"checkpoint: there is no directory {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"checkpoint: {path} cannot be written")
+    return path
+
+
 # -- states ---------------------------------------------------------------------------------------------------------------
 
 

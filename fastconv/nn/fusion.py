@@ -4,7 +4,7 @@
     branch + shortcut, activation    ->  one pass over the branch's output, in place
     dropout                          ->  nothing
 
-Other layers stay as they are, as copies.
+Other layers stay as they are. All works on a copy of the model, without gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from .. import conv
 from ..backends._activation import apply, rectifier, rectify_in_place
 from ..backends._scratch import keep_freed_memory
-from ._layer import Layer
+from ._layer import Gradients, Layer
 from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh, contiguous
 from .containers import Parallel, Residual, Sequential
 from .convolutions import SeparableConv2d, _Convolution
@@ -41,10 +41,21 @@ def activation_name(layer: Layer | None) -> str | None:
 
 
 class Fused:
-    """A model for inference, made by `fuse`: call it with an input. Later changes of the model do not reach it."""
+    """A model for inference, made by `fuse`: call it with an input. Later changes of the model do not reach it.
 
-    def __init__(self, step: Step, text: str, dtype: np.dtype | None):
-        self._step, self._text, self._dtype = step, text, dtype
+    Its pickle and its copies hold the model's layers and are fused again: which plans are fast is another machine's to say.
+    """
+
+    def __init__(self, model: Layer, input_shape: tuple[int, ...] | None):
+        self._model, self._shape = model, input_shape
+        self._step, lines = _fused(model)
+        self._text = "\n".join("  " + line for line in lines)
+        self._dtype = next((p.params[p.key].dtype for p in model.named_parameters()), None)
+        if input_shape is not None:
+            self(np.zeros(input_shape, self._dtype or np.float32))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fused, (self._model, self._shape)
 
     def __call__(self, x: Any) -> np.ndarray:
         """What the model gives for `x`, up to rounding."""
@@ -90,12 +101,10 @@ def fuse(model: Layer, input_shape: Sequence[int] | None = None) -> Fused:
     Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference" (2018), section 3.2.
     """
     keep_freed_memory()
-    step, lines = _fused(model)
-    dtype = next((p.params[p.key].dtype for p in model.named_parameters()), None)
-    made = Fused(step, "\n".join("  " + line for line in lines), dtype)
-    if input_shape is not None:
-        made(np.zeros(tuple(input_shape), dtype or np.float32))
-    return made
+    own = copy.deepcopy(model)
+    for _, layer in own.named_layers():
+        layer.grads = Gradients()
+    return Fused(own, None if input_shape is None else tuple(input_shape))
 
 
 def _fused(layer: Layer) -> tuple[Step, list[str]]:
@@ -146,9 +155,9 @@ def _step(chain: list[Layer]) -> tuple[Step | None, list[str], int]:
         make = _linear if isinstance(layer, Linear) else _convolution
         return make(layer, norm, name), [text], next(i for i, part in enumerate(chain) if part is last) + 1  # type: ignore[arg-type]
     if isinstance(layer, _BatchNorm) and rest and rest[0].rectifier and len(chain) > 1 and chain[1] is rest[0]:
-        own, name = copy.deepcopy(layer), rest[0].rectifier
-        return lambda x: own.activated(x, name), [f"{layer!r} + {name}"], 2
-    return copy.deepcopy(layer), [repr(layer)], 1
+        name = rest[0].rectifier
+        return lambda x: layer.activated(x, name), [f"{layer!r} + {name}"], 2
+    return layer, [repr(layer)], 1
 
 
 # -- convolutions and fully connected layers ------------------------------------------------------------------------------
@@ -165,10 +174,10 @@ def _folds(layer: Layer, norm: Layer) -> bool:
 
 
 def _folded(layer: _Convolution | Linear, norm: Layer | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights and bias with a norm's factors; copies."""
+    """Weights and bias with a norm's factors."""
     weight, bias = layer.params["weight"], layer.params.get("bias")
     if norm is None:
-        return weight.copy(), None if bias is None else bias.copy()
+        return weight, bias
     assert isinstance(norm, _BatchNorm)
     factor = 1 / np.sqrt(norm.buffers["running_var"].astype(np.float64) + norm.eps)
     shift = -norm.buffers["running_mean"] * factor
@@ -215,12 +224,11 @@ def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None
 
 def _linear(layer: Linear, norm: Layer | None, activation: str | None) -> Step:
     weight, bias = _folded(layer, norm)
-    folded = copy.deepcopy(layer)
+    folded = copy.copy(layer)
     folded.params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    apart = None if norm is None else (copy.deepcopy(layer), copy.deepcopy(norm))
 
     def step(x: np.ndarray) -> np.ndarray:
-        y = folded(x) if apart is None or x.ndim == 2 else apart[1](apart[0](x))  # with three axes the norm's channels are the second
+        y = folded(x) if norm is None or x.ndim == 2 else norm(layer(x))  # with three axes the norm's channels are the second
         if activation is not None and activation in SMOOTH.values():
             apply(activation, y)
         elif activation is not None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .._pool_calls import adaptive, kept_gradient, maxima, sliding
 from ._layer import Backprop, Layer, check_layout, documented
+from .activations import contiguous
 
 __all__ = ["AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
            "AvgPool1d", "AvgPool2d", "AvgPool3d", "GlobalAvgPool", "GlobalMaxPool", "LPPool1d", "LPPool2d", "LPPool3d", "MaxPool1d",
@@ -71,12 +73,35 @@ class _Pool(Layer):
         return self.values
 
 
-class _MaxPool(_Pool):
-    from_input = True
+class _Maxima(_Pool):
+    """A pooling whose forward pass keeps where the maxima are, in a byte each where that is enough."""
 
+    def _geometry(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
+        """The output and the function of its gradient."""
+        x = contiguous(self._checked(x))
+        ndim, shape, geometry = self.ndim or x.ndim - 2, x.shape, self._geometry()
+        try:
+            y, kept = maxima(ndim, x, geometry)
+        except ValueError as error:
+            raise ValueError(f"{self!r}: x of shape {x.shape}: {error}") from None
+        result_shape, dtype = y.shape, y.dtype
+
+        def backprop(gy: Any) -> np.ndarray:
+            return kept_gradient(ndim, self.as_gradient(gy, result_shape, dtype), shape, kept, geometry)
+
+        return y, backprop
+
+
+class _MaxPool(_Maxima):
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, ceil_mode: bool = False,
                  layout: str = "NCHW"):
         super().__init__((kernel_size,), {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}, layout)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return sliding(*self.values, *(self.options[name] for name in ("stride", "padding", "dilation", "ceil_mode", "layout")))
 
 
 class _AvgPool(_Pool):
@@ -103,6 +128,14 @@ class _Adaptive(_Pool):
         return ()  # the gradient's shape tells the output's
 
 
+class _AdaptiveMax(_Maxima):
+    def __init__(self, output_size: Any, *, layout: str = "NCHW"):
+        super().__init__((output_size,), {}, layout)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return adaptive(self.values[0], self.layout)
+
+
 class GlobalAvgPool(_Pool):
     """The mean of each channel; its spatial axes stay, as 1.
 
@@ -124,7 +157,7 @@ class GlobalAvgPool(_Pool):
         super().__init__((), {}, layout)
 
 
-class GlobalMaxPool(_Pool):
+class GlobalMaxPool(_Maxima):
     """The largest value of each channel; its spatial axes stay, as 1.
 
     Parameters
@@ -140,10 +173,12 @@ class GlobalMaxPool(_Pool):
     """
 
     name = "global_max_pool"
-    from_input = True
 
     def __init__(self, *, layout: str = "NCHW"):
         super().__init__((), {}, layout)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return adaptive(1, self.layout)
 
 
 _DOC = """
@@ -259,21 +294,21 @@ class AdaptiveAvgPool3d(_Adaptive):
 
 
 @documented(_DOC, **_values("AdaptiveMax", 1))
-class AdaptiveMaxPool1d(_Adaptive):
+class AdaptiveMaxPool1d(_AdaptiveMax):
     """Largest values of windows that share the input out, in 1-D."""
 
-    ndim, name, from_input = 1, "adaptive_max_pool1d", True
+    ndim, name = 1, "adaptive_max_pool1d"
 
 
 @documented(_DOC, **_values("AdaptiveMax", 2))
-class AdaptiveMaxPool2d(_Adaptive):
+class AdaptiveMaxPool2d(_AdaptiveMax):
     """Largest values of windows that share the input out, in 2-D."""
 
-    ndim, name, from_input = 2, "adaptive_max_pool2d", True
+    ndim, name = 2, "adaptive_max_pool2d"
 
 
 @documented(_DOC, **_values("AdaptiveMax", 3))
-class AdaptiveMaxPool3d(_Adaptive):
+class AdaptiveMaxPool3d(_AdaptiveMax):
     """Largest values of windows that share the input out, in 3-D."""
 
-    ndim, name, from_input = 3, "adaptive_max_pool3d", True
+    ndim, name = 3, "adaptive_max_pool3d"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends._jit import atomic_file
 from ._layer import Layer
 
 __all__ = ["load", "load_state_dict", "save", "state_dict"]
@@ -101,21 +100,11 @@ def save(model: Layer | Mapping[str, Any], path: str | os.PathLike[str]) -> None
     path = Path(path)
     state = model.state_dict() if isinstance(model, Layer) else {key: np.asarray(value) for key, value in model.items()}
     kind = _kind(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if kind == "npz":
-                np.savez(file, **state)  # type: ignore[arg-type]
-            else:
-                file.write(_safetensors().save({key: np.ascontiguousarray(array).reshape(array.shape) for key, array in state.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with atomic_file(path, durable=True) as file:
+        if kind == "npz":
+            np.savez(file, **state)  # type: ignore[arg-type]
+        else:
+            file.write(_safetensors().save({key: np.ascontiguousarray(array).reshape(array.shape) for key, array in state.items()}))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

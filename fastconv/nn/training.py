@@ -15,7 +15,7 @@ import numpy as np
 
 from ._layer import Layer
 from ._progress import Display, display
-from .checkpoint import check_path, load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint, writable_path
 from .losses import softmax_cross_entropy
 
 __all__ = ["Evaluation", "History", "confusion_matrix", "evaluate", "fit", "predict"]
@@ -81,13 +81,14 @@ class History:
     def stale(self) -> int:
         """The number of epochs since the best one, by the validation loss if there is one, else by the training loss."""
         losses = self.val_loss or self.loss
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        return len(losses) - 1 - min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i])) if losses else 0
 
 
 def fit(model: Layer, x: Any, y: Any, *, optimizer: Any, loss: Loss = softmax_cross_entropy, epochs: int = 10, batch_size: int = 32,
         seed: int | np.random.Generator = 0, validation: tuple[Any, Any] | float | None = None, schedule: Any = None,
-        augment: Augment | None = None, early_stop: int | None = None, checkpoint: str | os.PathLike[str] | None = None,
-        resume: bool = True, progress: bool = True, callbacks: Iterable[Callable[[Layer, History], Any]] = ()) -> History:
+        augment: Augment | None = None, early_stop: int | None = None, restore_best: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None, resume: bool = True, progress: bool = True,
+        callbacks: Iterable[Callable[[Layer, History], Any]] = ()) -> History:
     """Train a model on mini-batches.
 
     Each epoch passes over all samples once, in an order drawn from the seed; for each batch: forward, loss, backward, a step
@@ -118,6 +119,9 @@ def fit(model: Layer, x: Any, y: Any, *, optimizer: Any, loss: Loss = softmax_cr
         augment(batch, rng) -> batch, applied to training inputs; must not write to the batch.
     early_stop : int, optional
         Stop after so many epochs without a smaller loss: that of validation if there is one.
+    restore_best : bool
+        Leave the model, at the end, with the parameters and statistics of the epoch that had the smallest of these losses, not
+        with the last ones. The checkpoint keeps both, and a longer run goes on from the last.
     checkpoint : str or path, optional
         A file ending in .npz.
     resume : bool
@@ -161,17 +165,21 @@ def fit(model: Layer, x: Any, y: Any, *, optimizer: Any, loss: Loss = softmax_cr
     x, y, held_out = _split(x, y, validation, rng)
     run = _Run(model, optimizer, schedule, loss, augment, int(batch_size), rng, x, y)
     facts = {"samples": len(x), "batch_size": int(batch_size), "seed": int(seed) if isinstance(seed, Integral) else None}
-    path = None if checkpoint is None else _writable(checkpoint)
-    history = run.resume(path, facts) if path is not None and resume and path.exists() else History()
+    path = None if checkpoint is None else writable_path(checkpoint)
+    history = run.resume(path, facts, restore_best) if path is not None and resume and path.exists() else History()
     callbacks = tuple(callbacks)
     with display(progress, epochs, math.ceil(len(x) / batch_size)) as shown:
         while len(history) < epochs and not (early_stop is not None and history.stale() >= early_stop):
             run.epoch(history, held_out, shown)
             shown.line(f"epoch {len(history)}/{epochs}  {history.line()}")
+            if restore_best and history.stale() == 0:
+                run.best = model.state_dict()
             if path is not None:
-                save_checkpoint(path, model, optimizer, schedule, facts=facts, history=asdict(history), order=rng)
+                save_checkpoint(path, model, optimizer, schedule, facts=facts, history=asdict(history), order=rng, best=run.best)
             if any([callback(model, history) for callback in callbacks]):
                 break
+    if run.best is not None:
+        model.load_state_dict(run.best)
     return history
 
 
@@ -188,14 +196,18 @@ class _Run:
     rng: np.random.Generator
     x: np.ndarray
     y: np.ndarray
+    best: dict[str, np.ndarray] | None = None  # the model's state after the best epoch, where that is to be restored
 
-    def resume(self, path: Path, facts: dict[str, Any]) -> History:
+    def resume(self, path: Path, facts: dict[str, Any], restore_best: bool) -> History:
         """Go on from a checkpoint."""
         peeked = load_checkpoint(path)
         for name, value in facts.items():
             if (found := peeked.get("facts", {}).get(name)) != value:
                 raise ValueError(f"the checkpoint {path} is of another run: its {name} is {found}, this run's {value}")
+        if restore_best and peeked.get("best") is None:
+            raise ValueError(f"the checkpoint {path} holds no best parameters: it was written without restore_best")
         extra = load_checkpoint(path, self.model, self.optimizer, self.schedule, {"order": self.rng})
+        self.best = extra["best"] if restore_best else None
         return History(**extra["history"])
 
     def epoch(self, history: History, held_out: tuple[np.ndarray, np.ndarray] | None, shown: Display) -> None:
@@ -386,13 +398,3 @@ def _split(x: np.ndarray, y: np.ndarray, validation: Any, rng: np.random.Generat
     order = rng.permutation(len(x))
     kept, apart = np.sort(order[count:]), order[:count]
     return x[kept], y[kept], (x[apart], y[apart])
-
-
-def _writable(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint's path, whose folder exists: complain before hours of work, not after."""
-    path = check_path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"checkpoint: there is no directory {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"checkpoint: {path} cannot be written")
-    return path

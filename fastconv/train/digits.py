@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fastconv import nn
+from fastconv.nn.checkpoint import writable_path
 
 __all__ = ["Outcome", "Settings", "digits_model", "lines", "shifted", "train"]
 
@@ -105,6 +107,8 @@ def shifted(batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def train(settings: Settings) -> Outcome:
     """Train on most of the digits, and recognise the others."""
+    if settings.checkpoint is not None:
+        writable_path(settings.checkpoint)
     images, labels = nn.load_digits()
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(len(labels))
@@ -113,6 +117,8 @@ def train(settings: Settings) -> Outcome:
         raise ValueError(f"held_out={settings.held_out:g} of {len(labels)} images leaves none for {'training' if count else 'the test'}")
     held, kept = order[:count], order[count:]
     model = digits_model(rng)
+    if settings.progress:
+        print("compiling kernels, once on this machine ...", file=sys.stderr, flush=True)
     seconds_compiling = _compile(model, images[kept], labels[kept], settings)
     optimizer = nn.AdamW(model, lr=settings.learning_rate)
     loss = functools.partial(nn.softmax_cross_entropy, label_smoothing=SMOOTHING)

@@ -9,6 +9,7 @@ as many. Everything is generic in the element type (float32, float64, int32, int
     emit.py       the type, and the LLVM IR that the rest is put together from
     vector.py     pointers, loads and stores, arithmetic
     select.py     comparisons
+    small.py      small numbers in bytes
     elementwise.py  quotients, exponentials, choices: what activations and norms need besides
     tile.py       register tiles and the steps of the micro-kernels
     strip.py      strips of planes: straight-line code over the rows of an image
@@ -48,8 +49,9 @@ from .select import (
     lowest_element,
     where_equal,
 )
+from .small import as_bytes, store_bytes
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
-from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, thawed
+from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, shared_out, thawed
 from .tile import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -123,6 +125,7 @@ __all__ = [
     "BoundKernel",
     "advance",
     "any_nan",
+    "as_bytes",
     "as_float64",
     "as_int32",
     "as_int64",
@@ -165,10 +168,12 @@ __all__ = [
     "put",
     "raise_flag",
     "rectify",
+    "shared_out",
     "splat",
     "spread",
     "square_root",
     "store",
+    "store_bytes",
     "store_first",
     "store_interleaved",
     "store_interleaved_first",

@@ -61,6 +61,17 @@ def next_task(typingctx, counter):
 
 
 @inlined
+def shared_out(counter, run, count):
+    """The numbers below `count` that fall to this thread, `run` of them at a time."""
+    while True:
+        first = next_task(counter) * run
+        if first >= count:
+            break
+        for number in range(first, min(first + run, count)):  # noqa: UP028 (Numba knows no `yield from`)
+            yield number
+
+
+@inlined
 def next_own_task(counters, owner, shares, tasks):
     """The next of the tasks that are `owner`'s, one of `shares` runs of them as long as each other; negative where none is left.
 
