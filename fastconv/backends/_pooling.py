@@ -34,7 +34,6 @@ from ._simd import (
     parallel_kernel,
     put,
     shared_out,
-    store,
     store_bytes,
     store_first,
     thawed,
@@ -251,55 +250,17 @@ def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
             put(y, plane, whole / divisor)
 
 
-@outlined
-def wide_mean(x, size, pitch, divisor, y):
-    """y[:4 lanes] = the means of as many neighbouring channels of `size` pixels, `pitch` elements apart."""
-    lanes = lanes_of(x)
-    scale = broadcast(y, divisor)
-    total_a = total_b = total_c = total_e = zero(x)
-    for block in range(0, size, PIXEL_BLOCK):
-        a = b = c = e = zero(x)
-        for i in range(block, min(size, block + PIXEL_BLOCK)):
-            at = i * pitch
-            a += load(x, at)
-            b += load(x, at + lanes)
-            c += load(x, at + 2 * lanes)
-            e += load(x, at + 3 * lanes)
-        total_a += a
-        total_b += b
-        total_c += c
-        total_e += e
-    store(y, 0, divide(total_a, scale))
-    store(y, lanes, divide(total_b, scale))
-    store(y, 2 * lanes, divide(total_c, scale))
-    store(y, 3 * lanes, divide(total_e, scale))
-
-
-@outlined
-def narrow_mean(x, size, pitch, count, divisor, y):
-    """y[:count] = the means of up to a vector of neighbouring channels."""
-    mean = zero(x)
-    for block in range(0, size, PIXEL_BLOCK):
-        a = zero(x)
-        for i in range(block, min(size, block + PIXEL_BLOCK)):
-            a += load_most(x, i * pitch, count)
-        mean += a
-    store_first(y, 0, divide(mean, broadcast(y, divisor)), count)
-
-
 @parallel_kernel
 def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y[image][channel] = the mean of an image's pixels, by runs of channels."""
+    """y[image][channel] = the mean of an image's pixels, by runs of channels; four vectors of them at a time are no faster."""
     images, size, channels, divisor, width, parts = thawed(constants)
-    lanes = lanes_of(x)
     for task in shared_out(counters, 1, images * parts):
-        image, c = task // parts, task % parts * width
-        end = min(channels, c + width)
-        while c < end:
-            source, target = advance(x, image * size * channels + c), advance(y, image * channels + c)
-            if end - c >= 4 * lanes:
-                wide_mean(source, size, channels, divisor, target)
-                c += 4 * lanes
-            else:
-                narrow_mean(source, size, channels, end - c, divisor, target)
-                c += lanes
+        image, start = task // parts, task % parts * width
+        for c in range(start, min(channels, start + width), lanes_of(x)):
+            mean = zero(x)
+            for block in range(0, size, PIXEL_BLOCK):
+                a = zero(x)
+                for i in range(block, min(size, block + PIXEL_BLOCK)):
+                    a += load_most(x, (image * size + i) * channels + c, channels - c)
+                mean += a
+            store_first(y, image * channels + c, divide(mean, broadcast(y, divisor)), channels - c)

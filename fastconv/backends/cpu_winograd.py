@@ -65,8 +65,9 @@ from ._winograd_choice import (
     tiles_of_a_box,
     transforms,
 )
-from ._winograd_gradient import GRADIENT_KINDS, build_grad_weight
+from ._winograd_gradient import GRADIENT_KINDS, GradWeight, build_grad_weight
 from ._winograd_once import ForwardOnce
+from ._winograd_strips import SplitGradWeight
 from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, store_tiles, transform_tiles
 from ._winograd_weights import weight_taps, winograd_weights
 
@@ -276,10 +277,13 @@ class Forward:
 
 
 def prepare(dtype: str) -> None:
-    """Compile the transforms of every algorithm, and the kernel for weights that are used once."""
+    """Compile the transforms of every algorithm, and the kernels that are chosen for some sizes only."""
     if np.dtype(dtype).kind == "f":
-        problem = Problem.create("forward", 2, (1, 16, 8, 8), (16, 16, 3, 3), dtype, Options())
-        ForwardOnce(problem, algorithms(problem)[0], forward_layout(problem))
+        forward, gradient = (Problem.create(pass_name, 2, (1, 16, 8, 8), (16, 16, 3, 3), dtype, Options())
+                             for pass_name in ("forward", "grad_weight"))
+        ForwardOnce(forward, algorithms(forward)[0], forward_layout(forward))
+        for engine in (GradWeight, SplitGradWeight):
+            engine(gradient, algorithms(gradient)[0])
         for high, wide in transforms():
             for kind in (INPUT, OUTPUT, WEIGHTS, *GRADIENT_KINDS):
                 transform_address(kind, high, wide, dtype)
