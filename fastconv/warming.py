@@ -20,10 +20,12 @@ Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
 DENSE: Case = ((1, 8, 24, 24), (40, 8, 3, 3), {"padding": 1})
 POINTWISE: Case = ((1, 8, 24, 24), (40, 8, 1, 1), {})
 DEPTHWISE: Case = ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8})
+NARROW: Case = ((1, 64, 32, 32), (64, 1, 7, 7), {"padding": 3, "groups": 64})
+WIDE: Case = ((1, 256, 8, 8), (256, 256, 3, 3), {"padding": 1})
 PIXELS: Case = ((1, 24, 24, 64), (3, 3, 1, 64), {"padding": 1, "groups": 64, "layout": "NHWC"})
 STRIDED: Case = ((1, 8, 24, 24), (8, 1, 3, 3), {"padding": 1, "groups": 8, "stride": 2})
 CASES: dict[str, tuple[Case, ...]] = {
-    "forward": (DENSE, POINTWISE, DEPTHWISE, PIXELS), "grad_weight": (DENSE, POINTWISE, DEPTHWISE),
+    "forward": (DENSE, POINTWISE, DEPTHWISE, NARROW, PIXELS), "grad_weight": (DENSE, WIDE, POINTWISE, DEPTHWISE),
     "grad_input": (STRIDED,)}
 INTERLEAVED: Case = ((1, 8, 24, 24), (40, 8, 3, 3), {"stride": 2})
 LARGE_PLANE = (1, 1, 1 << 13, 1 << 12)  # of more positions than float32 can count
@@ -169,11 +171,12 @@ def _deformable(dtype: str) -> None:
 
 
 def _layers(dtype: str) -> None:
-    """Norms, activations and optimizers."""
+    """Norms, linear layers, activations and optimizers."""
     from . import nn
 
     x = np.ones((2, 4, 2, 2), dtype)
     norms: list[nn.Layer] = [nn.BatchNorm2d(2, layout="NHWC", dtype=dtype), nn.BatchNorm2d(4, dtype=dtype), nn.LayerNorm(2, dtype=dtype)]
+    nn.Linear(4, 2, dtype=dtype).forward(x.reshape(8, 4))[1](np.ones((8, 2), dtype))
     for layer in (*norms, nn.ReLU(), nn.SiLU(), nn.GELU()):
         layer(x)
         y, backprop = layer.forward(x)

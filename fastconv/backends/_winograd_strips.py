@@ -1,10 +1,10 @@
 """The weight gradient by minimal filtering where the sums of all channels fit into a thread's cache: threads share the tiles.
 
-    sums[thread] = sum over its strips of tiles of (B^T x) * (A gy)
-    gw           = G^T (sum over threads of sums) G
+    sums[share] = sum over its strips of tiles of (B^T x) * (A gy)
+    gw          = G^T (sum over shares of sums) G
 
-A thread transforms a few strips of x and gy, multiplies them at once and goes on with its sums; a second run adds up the
-sums of all threads. So what a thread reads it has written itself: where cores share no cache but a far one, fetching the
+A thread transforms a few strips of x and gy, multiplies them at once and goes on with its share's sums; a second run adds
+up the sums of all shares. So what a thread reads it has written itself: where cores share no cache but a far one, fetching the
 other's transforms took longer than the products (64 channels at 56 x 56: 0.71 ms in all, so 0.40; batch 32 of 64 channels
 at 32 x 32: 8.0 and 4.4).
 
@@ -13,31 +13,32 @@ Source: as `_winograd_gradient`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from ..problem import Problem
-from ._boxes import add_run
+from ._boxes import add_run, copy_run
 from ._gemm import Epilogue, multiply_tile, panel_width, tile_addresses
 from ._jit import num_threads
 from ._scratch import shared
 from ._simd import (
     advance,
-    as_int64,
-    get,
     lane_count,
     next_task,
     parallel_kernel,
-    put,
     raise_flag,
     thawed,
     zero_element,
 )
 from ._winograd_blocks import blocks_of, store_gradient
 from ._winograd_choice import SERIAL_FLOPS, STRIPS_BYTES, Algorithm, sums_pitches, vectors_of
-from ._winograd_tiles import TASKS_PER_THREAD, channel_offsets, channel_panel, gradient_tiling, input_tiling, pack_tiles, transform_tiles
+from ._winograd_tiles import channel_offsets, channel_panel, gradient_tiling, input_tiling, pack_tiles, transform_tiles
 
+# Tasks of a share beyond which each thread has two, so that one is left to give away when a core is held by another process; with
+# fewer, adding up more sums takes too long (bench_conv.py, grad_weight: 3x3_64@56 .43 ms with one, .52 with two).
+LONG_SHARE = 16
 JOINED_ROWS = 16  # folded channels of a task of the second run
 
 
@@ -61,11 +62,12 @@ class Strips(NamedTuple):
     m_product: int
     m_panel: int
     tasks: int
+    shares: int  # of the tasks
 
     @property
     def sums(self) -> int:
-        """Elements of a thread's sums."""
-        return self.groups * -(-self.group_out // self.panel) * self.m_panel
+        """Elements of the sums of all shares."""
+        return self.shares * self.groups * -(-self.group_out // self.panel) * self.m_panel
 
 
 class Space(NamedTuple):
@@ -77,54 +79,49 @@ class Space(NamedTuple):
 
 
 @parallel_kernel
-def winograd_strips(x, gy, begun, sums, constants, scratch, counters, thread, threads):
-    """Each thread's sums over the strips it takes, block by block; begun[1 + thread] tells whether there are any.
-
-    There is room for the sums of begun[0] threads: should the run have more of them, the others leave them the work.
-    """
+def winograd_strips(x, gy, unused, sums, constants, scratch, counters, thread, threads):
+    """The sums of each share of the tasks, in the order of the tasks: the same bits whichever thread takes a share."""
     p, space, register_tiles, across, x_source, x_tiling, x_borders, gy_source, gy_tiling, gy_borders, rows, taps, zeros = thawed(constants)
     v = advance(scratch, space.packed)
     z = advance(v, space.v)
     zero = zero_element(x)
-    own = advance(sums, thread * p.groups * -(-p.group_out // p.panel) * p.m_panel)
-    goes_on = False
     while True:
-        task = next_task(counters) if thread < get(as_int64(begun), 0) else p.tasks
-        if task >= p.tasks:
+        share = next_task(counters)
+        if share >= p.shares:
             break
-        plane, block = task // p.blocks, task % p.blocks
-        first, last = p.tiles_down * block // p.blocks, p.tiles_down * (block + 1) // p.blocks
-        depth, image = plane % p.depths, plane // p.depths
-        for group in range(p.groups):
-            pack_tiles(x_source, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, 0), group, scratch)
-            transform_tiles(x_source, x_tiling, scratch, last - first, across, 0, p.points * x_tiling.tile, v)
-            start = first * gy_tiling.tile_h * gy_tiling.dilation_h
-            pack_tiles(gy_source, gy, zero, gy_borders, (image, depth, start, 0), group, scratch)
-            transform_tiles(gy_source, gy_tiling, scratch, last - first, across, 0, p.points * p.panel, z)
-            for panel in range(-(-p.group_out // p.panel)):
-                outputs = min(p.panel, p.group_out - panel * p.panel)
-                for product in range(p.products):
-                    to = advance(own, (group * -(-p.group_out // p.panel) + panel) * p.m_panel + product * p.m_product)
-                    row = 0
-                    while row < p.channels:
-                        at = advance(to, row * p.panel)
-                        row += multiply_tile(
-                            register_tiles, p.channels - row, advance(v, product * p.v_product), advance(rows, row), taps,
-                            (last - first) * p.points, advance(z, panel * p.z_panel + product * p.z_product), p.panel,
-                            at if goes_on else zeros, p.panel if goes_on else 0, at, outputs)
-        goes_on = True
-    if goes_on:
-        put(as_int64(begun), 1 + thread, 1)
+        own = advance(sums, share * p.groups * -(-p.group_out // p.panel) * p.m_panel)
+        begin = p.tasks * share // p.shares
+        for task in range(begin, p.tasks * (share + 1) // p.shares):
+            goes_on = task > begin
+            plane, block = task // p.blocks, task % p.blocks
+            first, last = p.tiles_down * block // p.blocks, p.tiles_down * (block + 1) // p.blocks
+            depth, image = plane % p.depths, plane // p.depths
+            for group in range(p.groups):
+                pack_tiles(x_source, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, 0), group, scratch)
+                transform_tiles(x_source, x_tiling, scratch, last - first, across, 0, p.points * x_tiling.tile, v)
+                start = first * gy_tiling.tile_h * gy_tiling.dilation_h
+                pack_tiles(gy_source, gy, zero, gy_borders, (image, depth, start, 0), group, scratch)
+                transform_tiles(gy_source, gy_tiling, scratch, last - first, across, 0, p.points * p.panel, z)
+                for panel in range(-(-p.group_out // p.panel)):
+                    outputs = min(p.panel, p.group_out - panel * p.panel)
+                    for product in range(p.products):
+                        to = advance(own, (group * -(-p.group_out // p.panel) + panel) * p.m_panel + product * p.m_product)
+                        row = 0
+                        while row < p.channels:
+                            at = advance(to, row * p.panel)
+                            row += multiply_tile(
+                                register_tiles, p.channels - row, advance(v, product * p.v_product), advance(rows, row), taps,
+                                (last - first) * p.points, advance(z, panel * p.z_panel + product * p.z_product), p.panel,
+                                at if goes_on else zeros, p.panel if goes_on else 0, at, outputs)
 
 
 @parallel_kernel
-def winograd_join(sums, begun, unused, gw, constants, scratch, counters, thread, threads):
-    """gw from the sums of the begun[0] threads that have any, by (group, block of channels, panel of output channels)."""
+def winograd_join(sums, unused, unused_too, gw, constants, scratch, counters, thread, threads):
+    """gw from the sums of all shares, by (group, block of channels, panel of output channels)."""
     p, b, targets = thawed(constants)
     panels = -(-p.group_out // p.panel)
     blocks = -(-b.channels // b.block)
     folds = b.fold_h * b.fold_w
-    counted = as_int64(begun)
     identity = Epilogue(False, zero_element(sums), zero_element(sums))
     finished = advance(scratch, b.products * b.m_product)
     while True:
@@ -136,12 +133,13 @@ def winograd_join(sums, begun, unused, gw, constants, scratch, counters, thread,
         outputs = min(p.panel, p.group_out - panel * p.panel)
         for product in range(p.products):
             to = advance(scratch, product * b.m_product)
-            for i in range(channels * folds * p.panel):
-                put(to, i, zero_element(sums))
-            for other in range(get(counted, 0)):
-                if get(counted, 1 + other):
-                    at = ((other * p.groups + group) * panels + panel) * p.m_panel + product * p.m_product + first * folds * p.panel
-                    add_run(to, advance(sums, at), channels * folds * p.panel)
+            for share in range(p.shares):
+                at = advance(sums, ((share * p.groups + group) * panels + panel) * p.m_panel + product * p.m_product)
+                at = advance(at, first * folds * p.panel)
+                if share == 0:
+                    copy_run(to, at, channels * folds * p.panel)
+                else:
+                    add_run(to, at, channels * folds * p.panel)
         to = advance(gw, (group * p.group_out + panel * p.panel) * b.gw_output + first * b.gw_channel)
         if not store_gradient(b, scratch, finished, channels, outputs, targets, to, identity):
             raise_flag(counters)
@@ -157,16 +155,20 @@ class SplitGradWeight:
         points, lines = p.dilation[1] * across * p.dilation[2], vectors_of(a.channels(p), p.dtype)
         panels = -(-p.group_out // width)
         fitting = STRIPS_BYTES // (a.products * points * (lines + panels * width) * p.itemsize)
-        fair = p.batch * p.output_size[0] * tiles_down // (TASKS_PER_THREAD * num_threads())
-        blocks = -(-tiles_down // max(1, min(tiles_down, fitting, fair)))
+        m_product, m_panel = sums_pitches(p, a)
+        planes = p.batch * p.output_size[0]
+        blocks = -(-tiles_down // max(1, min(tiles_down, fitting)))
+        shares = num_threads() * (2 if planes * blocks > LONG_SHARE * num_threads() else 1)
+        # As many blocks in each share, as far as there are strips.
+        unit = shares // math.gcd(planes, shares)
+        blocks = min(tiles_down, -(-blocks // unit) * unit)
         down = -(-tiles_down // blocks)
         x_source, x_tiling, x_borders = input_tiling(p, a, down, down, channels)
         gy_source, gy_tiling, gy_borders = gradient_tiling(p, a, down, down)
-        m_product, m_panel = sums_pitches(p, a)
         self.strips = s = Strips(
             p.groups, a.channels(p), p.group_out, width, a.products, p.output_size[0], p.stride[0], tiles_down, blocks,
             a.high.outputs * p.dilation[1] * x_source.stride_h, points, x_tiling.product, gy_tiling.product, gy_tiling.panel,
-            m_product, m_panel, p.batch * p.output_size[0] * blocks)
+            m_product, m_panel, planes * blocks, min(shares, planes * blocks))
         counts = (max(x_source.size, gy_source.size), -(-lines // channels) * x_tiling.panel, panels * gy_tiling.panel)
         space = Space(*(-(-count // lanes) * lanes + lanes for count in counts))
         taps = (np.arange(down * points) * channels).astype(np.int32)
@@ -177,17 +179,13 @@ class SplitGradWeight:
         self.sum = winograd_strips.bind(p.dtype, constants, scratch=sum(space), parallel=parallel)
         b, targets = blocks_of(p, a, max(1, min(p.group_in, JOINED_ROWS // (a.fold_h * a.fold_w))))
         self.join = winograd_join.bind(p.dtype, (s, b, targets), scratch=a.products * b.m_product + b.finished, parallel=parallel)
-        threads = num_threads()
-        self.scratch_bytes = threads * s.sums * p.itemsize + max(kernel.scratch_bytes(threads) for kernel in (self.sum, self.join))
+        scratch = max(kernel.scratch_bytes(num_threads()) for kernel in (self.sum, self.join))
+        self.scratch_bytes = s.sums * p.itemsize + scratch
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         return gy
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
-        threads = num_threads()
-        begun = np.zeros(1 + threads, np.int64)
-        begun[0] = threads
-        begun = begun.view(x.dtype)
-        sums = shared("sums", threads * self.strips.sums, x.dtype)
-        self.sum(x.reshape(-1), packed.reshape(-1), begun, sums)
-        return not self.join(sums, begun, begun, out.reshape(-1))
+        sums = shared("sums", self.strips.sums, x.dtype)
+        self.sum(x.reshape(-1), packed.reshape(-1), sums, sums)
+        return not self.join(sums, sums, sums, out.reshape(-1))
