@@ -38,8 +38,8 @@ PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register ti
 EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers)
 # Times a transformed element's bytes pass the second-level cache, where a tile's vectors stay in the registers, where they fill
 # them twice, and beyond (bench_conv.py, 3x3_64@56 in tiles of 2 x 2 and 4 x 4; 3x3s2_128@56 in tiles of 2 x 2 and 4 x 4):
-TRANSFORM_PASSES = (2.5, 4, 6)
-WEIGHT_READS = 3  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
+TRANSFORM_PASSES = (2.5, 4, 8)
+WEIGHT_READS = 4  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 # Weights that are used once (bench_conv.py, backward and plain calls, 3x3 layers of 128 to 512 channels):
 ONCE_BYTES = 384 * 1024  # of a panel's transformed weights; with the sums they fill most of a 1 MiB L2

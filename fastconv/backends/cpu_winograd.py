@@ -16,9 +16,9 @@ The weights' transform reads the panels that `im2col` uses too; weights that are
 input, are transformed where they are multiplied (`_winograd_once`), if that is predicted to be faster.
 
 Tried, and did not pay: folding by de-interleaved rows and register transposes (11x11 stride 4: 0.23 ms, phases copied side by
-side 0.20); folding 3x3 stride 2 with many channels (0.52 ms at 128 @56, polyphase 0.37). Where the last-level cache gives a core
-28 GB/s, as on some servers, weights bound the products (512 channels at 14 x 14); neither fetching the next product's panel over
-all tiles of this one nor scratch memory on huge pages changed that (within 1 %).
+side 0.20); folding 3x3 stride 2 with many channels (0.52 ms at 128 @56, polyphase 0.37). Fetching the next product's panel by
+all tiles of this one, where weights from a slow last-level cache bound the products: 512 channels 7 % faster at 14 x 14, 9 % slower
+at 7 x 7.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sections 4 and 5.
 """
