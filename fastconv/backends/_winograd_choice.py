@@ -39,6 +39,10 @@ EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers
 # Times a transformed element's bytes pass the second-level cache, where a tile's vectors stay in the registers, where they fill
 # them twice, and beyond (bench_conv.py, 3x3_64@56 in tiles of 2 x 2 and 4 x 4; 3x3s2_128@56 in tiles of 2 x 2 and 4 x 4):
 TRANSFORM_PASSES = (2.5, 4, 8)
+# Times an element's bytes pass it while it is folded among many channels, each to a cache line of its own (bench_conv.py,
+# 3x3s2_128@56 folded: 1.21 ms, predicted without .80); few channels share lines:
+FOLD_PASSES = 40
+FOLDED_VECTORS = 4
 WEIGHT_READS = 4  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 # Weights that are used once (bench_conv.py, backward and plain calls, 3x3 layers of 128 to 512 channels):
@@ -160,6 +164,14 @@ def transform_passes(algorithm: Algorithm) -> float:
     return TRANSFORM_PASSES[min(2, (algorithm.products - 1) // VECTOR_REGISTERS)]
 
 
+def folding_bytes(problem: Problem, algorithm: Algorithm) -> float:
+    """What folding the input moves through the second-level cache."""
+    p, a = problem, algorithm
+    if a.fold_h * a.fold_w == 1 or a.channels(p) <= FOLDED_VECTORS * lane_count(p.dtype):
+        return 0.0
+    return FOLD_PASSES * p.batch * p.in_channels * math.prod(p.input_size) * p.itemsize
+
+
 def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:
     """Time of the products, of both transforms, and of reading the weights once a box."""
     p = problem
@@ -173,7 +185,8 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
     transformed = tiles * products * (depths * lines + out_d * columns) * p.itemsize * transform_passes(algorithm)
     boxes = max(1, tiles * out_d / (p.groups * tiles_of_a_box(p, algorithm)))
     weights = boxes * products * columns * p.groups * channels * depth * p.itemsize
-    moved = (transformed + 2 * p.bytes) / machine.cache_bandwidth + weights / (WEIGHT_READS * machine.bandwidth)
+    moved = (transformed + folding_bytes(p, algorithm) + 2 * p.bytes) / machine.cache_bandwidth
+    moved += weights / (WEIGHT_READS * machine.bandwidth)
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
 
@@ -197,7 +210,8 @@ def once_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> fl
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return 2 * (CALL_SECONDS + machine.region_seconds) + (
         multiply / (EFFICIENCY * machine.flops(p.dtype)) + ONCE_PASSES * weights / machine.bandwidth
-        + (transformed * transform_passes(a) + transformed_weights * ONCE_TRANSFORM_PASSES + 2 * p.bytes) / machine.cache_bandwidth
+        + (transformed * transform_passes(a) + transformed_weights * ONCE_TRANSFORM_PASSES
+           + folding_bytes(p, a) + 2 * p.bytes) / machine.cache_bandwidth
     ) / threads
 
 
@@ -239,7 +253,7 @@ def gradient_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -
         block = GRADIENT_SUMS_BYTES // (a.products * TILE_COLUMNS * lane_count(p.dtype) * p.itemsize)
         panels = -(-columns // (TILE_COLUMNS * lane_count(p.dtype)))
         read = GRADIENT_READS * p.groups * depth * tiles * out_d * a.products * (channels * panels + columns * -(-channels // block))
-    moved = p.itemsize * (transformed * transform_passes(a) + read + sums) / machine.cache_bandwidth
+    moved = (p.itemsize * (transformed * transform_passes(a) + read + sums) + folding_bytes(p, a)) / machine.cache_bandwidth
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return 3 * (CALL_SECONDS + machine.region_seconds) + (multiply + moved) / threads
 
