@@ -133,11 +133,11 @@ def test_gradients_of_chunks_add_up(shape, chunk_bytes, streamed_bytes, monkeypa
     check_gradient(problem_of(shape, "grad_weight", "float64"))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])  # that there is memory for
+@pytest.mark.parametrize("threads", [1, 2, 5])  # whose number says how many shares there are
 @pytest.mark.parametrize("strips_bytes", [1, 60_000, 1 << 30])
 @pytest.mark.parametrize("shape", [*SHAPES, "1x3 in depth"])
 def test_gradients_of_strips_add_up(shape, strips_bytes, threads, monkeypatch):
-    """However few strips of tiles a thread takes at once, and however many threads there are, or have nothing to do."""
+    """However few strips of tiles a thread takes at once, and however many shares there are."""
     monkeypatch.setattr(_winograd_strips, "STRIPS_BYTES", strips_bytes)
     monkeypatch.setattr(_winograd_strips, "num_threads", lambda: threads)
     if shape == "1x3 in depth":

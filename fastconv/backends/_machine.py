@@ -17,7 +17,9 @@ from ._simd import TILE_COLUMNS, TILE_ROWS, advance, lane_count, parallel_kernel
 
 DEPTH = 256  # steps of the sum: x and w stay in the first-level cache
 STREAM_BYTES = 64 * 1024 * 1024  # beyond a last-level cache's share of one thread
-STREAM_SHARE = 0.5  # of that copy's rate is what the cost models reckon with: their streams are shorter, on pages less fresh
+# Of that copy's rate is what the cost models reckon with: they were fitted to a copy to fresh pages, which is about half as fast but
+# varies from run to run (benchmarks/bench_conv.py; an Intel Xeon's: 7.9 to 19.5 GB/s, to pages written before 27 to 30).
+STREAM_SHARE = 0.5
 CACHE_BYTES = 256 * 1024  # within a second-level cache, beyond the first
 
 

@@ -4,7 +4,8 @@
 
 Two runs transform all tiles of x and of gy, a third multiplies them, per product a (channels x tiles) by (tiles x panel of
 output channels) matrix product, and transforms the sums back. Strips of tiles (all tiles that share a row of tiles) are
-taken in chunks that bound the memory; the gradients of chunks are added up.
+taken in chunks that bound the memory; the gradients of chunks are added up. Where the sums are small enough for a thread to
+have its own, `_winograd_strips` does all in one run.
 
 Tried, and did not pay: chunks as large as the last-level cache (24 MiB: 10.8 ms for 64 channels at 224 x 224, 8 MiB 4.7), and smaller
 ones (4 MiB 5.0, 1 MiB 8.0); fetching the lines of gw before they are written (6% slower at 512 channels at 7 x 7); tiles
