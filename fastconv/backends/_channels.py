@@ -28,7 +28,7 @@ from ._simd import (
     lanes_of,
     load,
     load_first,
-    next_own_task,
+    own_first,
     parallel_kernel,
     store,
     thawed,
@@ -202,36 +202,31 @@ def direct_channels(x, w, bias, y, constants, scratch, counters, thread, threads
     runs = -(-g.out_h // g.run)
     weights, start, sums = advance(scratch, g.w_start), advance(scratch, g.bias_start), advance(scratch, g.sums_start)
     tasks = g.batch * runs * blocks
-    for turn in range(shares):
-        owner = (thread + turn) % shares
-        while True:
-            task = next_own_task(counters, owner, shares, tasks)
-            if task < 0:
-                break
-            first = task % blocks * lanes
-            begin = task // blocks % runs * g.run
-            image = task // (blocks * runs)
-            channels = min(lanes, g.channels - first)
-            end = min(begin + g.run, g.out_h)
-            gather_weights(g, w, bias, first, channels, weights, start)
-            source = advance(x, image * g.x_image + first * g.x_channel)
-            for i in range((end - begin - 1) * g.stride + (g.kernel_h - 1) * g.dilation_h + 1):
-                number = rows[begin * g.stride + i]
-                if number < 0:
-                    for p in range(0, g.row, lanes):
-                        store(scratch, i * g.row + p, zero(scratch))
-                else:
-                    copy_pixels(g, advance(source, number * g.x_h), columns, channels, advance(scratch, i * g.row))
-            target = advance(y, image * g.y_image + first * g.y_channel + begin * g.out_w * g.y_point)
-            for r in range(end - begin):
-                source_row = advance(scratch, r * g.stride * g.row)
-                if g.last:
-                    pixel = advance(target, r * g.out_w * g.y_point)
-                    convolve_row(g, source_row, taps, weights, start, pixel, g.y_point, channels, epilogue)
-                else:
-                    convolve_row(g, source_row, taps, weights, start, advance(sums, r * g.out_w * lanes), lanes, lanes, epilogue)
-            if not g.last:
-                transpose_sums(sums, (end - begin) * g.out_w, channels, target, g.y_channel)
+    for task in own_first(counters, thread, shares, tasks):
+        first = task % blocks * lanes
+        begin = task // blocks % runs * g.run
+        image = task // (blocks * runs)
+        channels = min(lanes, g.channels - first)
+        end = min(begin + g.run, g.out_h)
+        gather_weights(g, w, bias, first, channels, weights, start)
+        source = advance(x, image * g.x_image + first * g.x_channel)
+        for i in range((end - begin - 1) * g.stride + (g.kernel_h - 1) * g.dilation_h + 1):
+            number = rows[begin * g.stride + i]
+            if number < 0:
+                for p in range(0, g.row, lanes):
+                    store(scratch, i * g.row + p, zero(scratch))
+            else:
+                copy_pixels(g, advance(source, number * g.x_h), columns, channels, advance(scratch, i * g.row))
+        target = advance(y, image * g.y_image + first * g.y_channel + begin * g.out_w * g.y_point)
+        for r in range(end - begin):
+            source_row = advance(scratch, r * g.stride * g.row)
+            if g.last:
+                pixel = advance(target, r * g.out_w * g.y_point)
+                convolve_row(g, source_row, taps, weights, start, pixel, g.y_point, channels, epilogue)
+            else:
+                convolve_row(g, source_row, taps, weights, start, advance(sums, r * g.out_w * lanes), lanes, lanes, epilogue)
+        if not g.last:
+            transpose_sums(sums, (end - begin) * g.out_w, channels, target, g.y_channel)
 
 
 def fits(problem: Problem) -> bool:

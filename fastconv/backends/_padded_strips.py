@@ -30,7 +30,7 @@ from ._simd import (
     lanes_of,
     load,
     load_first,
-    next_own_task,
+    own_first,
     parallel_kernel,
     store,
     strip_tile,
@@ -126,24 +126,19 @@ def direct_padded(x, w, bias, y, constants, scratch, counters, thread, threads):
     tasks = -(-g.planes // g.block) * chunks
     for i in range(0, size, lanes):
         store(scratch, i, zero(scratch))
-    for turn in range(shares):
-        owner = (thread + turn) % shares
-        while True:
-            task = next_own_task(counters, owner, shares, tasks)
-            if task < 0:
-                break
-            first, block = task % chunks * g.chunk, task // chunks * g.block
-            count = min(g.chunk, g.out_h - first)
-            copied = -1
-            for plane in range(block, min(block + g.block, g.planes)):
-                image = plane // g.group_out
-                if image != copied:
-                    copy_plane(g, advance(x, image * g.in_h * g.in_w), rows, first, count, scratch)
-                    copied = image
-                channel = plane % g.out_channels
-                call_strips(strips, advance(scratch, g.origin), g.pitch, identity, 1, scratch, advance(w, channel * g.taps),
-                            advance(bias, channel), advance(y, (plane * g.out_h + first) * g.out_w), g.out_w, count, 0, g.out_w, 0,
-                            g.pitch, 1, epilogue)
+    for task in own_first(counters, thread, shares, tasks):
+        first, block = task % chunks * g.chunk, task // chunks * g.block
+        count = min(g.chunk, g.out_h - first)
+        copied = -1
+        for plane in range(block, min(block + g.block, g.planes)):
+            image = plane // g.group_out
+            if image != copied:
+                copy_plane(g, advance(x, image * g.in_h * g.in_w), rows, first, count, scratch)
+                copied = image
+            channel = plane % g.out_channels
+            call_strips(strips, advance(scratch, g.origin), g.pitch, identity, 1, scratch, advance(w, channel * g.taps),
+                        advance(bias, channel), advance(y, (plane * g.out_h + first) * g.out_w), g.out_w, count, 0, g.out_w, 0,
+                        g.pitch, 1, epilogue)
 
 
 def fits(problem: Problem) -> bool:

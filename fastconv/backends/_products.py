@@ -25,9 +25,9 @@ from ._simd import (
     lanes_of,
     load,
     load_first,
-    next_task,
     parallel_kernel,
     put,
+    shared_out,
     store,
     store_first,
     thawed,
@@ -66,24 +66,21 @@ def dot_rows(x, w, offsets, depth, sums):
 def rows_by_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = x w^T + bias; a task is some tiles of outputs, whose weights are read once for all rows."""
     rows, depth, outputs, biased, tiles_of_task, whole, part = thawed(constants)
-    while True:
-        first = next_task(counters) * tiles_of_task * TILE_ROWS
-        if first >= outputs:
-            break
-        for start in range(first, min(first + tiles_of_task * TILE_ROWS, outputs), TILE_ROWS):
-            count = min(TILE_ROWS, outputs - start)
-            offsets = whole if count == TILE_ROWS else part
+    for tile in shared_out(counters, tiles_of_task, -(-outputs // TILE_ROWS)):
+        start = tile * TILE_ROWS
+        count = min(TILE_ROWS, outputs - start)
+        offsets = whole if count == TILE_ROWS else part
+        for r in range(rows):
+            for t in range(count):
+                put(y, r * outputs + start + t, get(bias, start + t) if biased else zero_element(x))
+        for i in range(0, depth, DEPTH):
             for r in range(rows):
+                target = advance(y, r * outputs + start)
                 for t in range(count):
-                    put(y, r * outputs + start + t, get(bias, start + t) if biased else zero_element(x))
-            for i in range(0, depth, DEPTH):
-                for r in range(rows):
-                    target = advance(y, r * outputs + start)
-                    for t in range(count):
-                        put(scratch, t, get(target, t))
-                    dot_rows(advance(x, r * depth + i), advance(w, start * depth + i), offsets, min(DEPTH, depth - i), scratch)
-                    for t in range(count):
-                        put(target, t, get(scratch, t))
+                    put(scratch, t, get(target, t))
+                dot_rows(advance(x, r * depth + i), advance(w, start * depth + i), offsets, min(DEPTH, depth - i), scratch)
+                for t in range(count):
+                    put(target, t, get(scratch, t))
 
 
 # -- its gradients ----------------------------------------------------------------------------------------------------------
@@ -100,22 +97,20 @@ def pack_strip(b, pitch, depth, width, target):
             store(target, (k * TILE_COLUMNS + c) * lanes, row)
 
 
-@outlined
-def whole_tile(a, offsets, step, b, pitch, depth, sums):
-    """sums = a tile of the product, TILE_ROWS rows of a strip."""
-    tile = tile_zeros(b, TILE_ROWS, TILE_COLUMNS)
-    for k in range(depth):
-        tile = tile_outer(tile, advance(a, k * step), offsets, advance(b, k * pitch), TILE_ROWS)
-    tile_store(sums, TILE_COLUMNS * lanes_of(b), tile, TILE_ROWS)
+def make_tile(rows: int):
+    """sums = a tile of the product, `rows` rows of a strip."""
+
+    @outlined
+    def tile(a, offsets, step, b, pitch, depth, sums):
+        acc = tile_zeros(b, rows, TILE_COLUMNS)
+        for k in range(depth):
+            acc = tile_outer(acc, advance(a, k * step), offsets, advance(b, k * pitch), rows)
+        tile_store(sums, TILE_COLUMNS * lanes_of(b), acc, rows)
+
+    return tile
 
 
-@outlined
-def few_tile(a, offsets, step, b, pitch, depth, sums):
-    """The same of FEW_ROWS rows."""
-    tile = tile_zeros(b, FEW_ROWS, TILE_COLUMNS)
-    for k in range(depth):
-        tile = tile_outer(tile, advance(a, k * step), offsets, advance(b, k * pitch), FEW_ROWS)
-    tile_store(sums, TILE_COLUMNS * lanes_of(b), tile, FEW_ROWS)
+whole_tile, few_tile = make_tile(TILE_ROWS), make_tile(FEW_ROWS)
 
 
 @outlined
@@ -137,10 +132,7 @@ def outer_sum(x, w, bias, y, constants, scratch, counters, thread, threads):
     width = TILE_COLUMNS * lanes_of(x)
     strips = -(-columns // width)
     sums, strip = scratch, advance(scratch, TILE_ROWS * width)
-    while True:
-        task = next_task(counters)
-        if task // strips * rows_of_task >= rows:
-            break
+    for task in shared_out(counters, 1, strips * -(-rows // rows_of_task)):
         n = task % strips * width
         wide = min(width, columns - n)
         b, pitch = advance(w, n), columns

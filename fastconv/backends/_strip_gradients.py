@@ -28,7 +28,7 @@ from ._simd import (
     gradient_tile,
     lane_count,
     lanes_of,
-    next_own_task,
+    own_first,
     parallel_kernel,
     put,
     thawed,
@@ -140,30 +140,25 @@ def direct_strip_gradients(x, gy, unused, gw, constants, scratch, counters, thre
     taps = g.kernel * g.kernel
     units = g.batch * g.dilation_h * g.runs
     tasks = -(-pairs // g.block) * g.shares
-    for turn in range(owners):
-        owner = (thread + turn) % owners
-        while True:
-            task = next_own_task(counters, owner, owners, tasks)
-            if task < 0:
-                break
-            share, block = task % g.shares, task // g.shares * g.block
-            for pair in range(block, min(block + g.block, pairs)):
-                output, channel = pair // g.group_in, pair // g.group_in // g.group_out * g.group_in + pair % g.group_in
-                target = advance(gw, (share * pairs + pair) * taps)
-                for tap in range(taps):
-                    put(target, tap, zero_element(gw))
-                for unit in range(units * share // g.shares, units * (share + 1) // g.shares):
-                    image, residue, run = unit // (g.dilation_h * g.runs), unit // g.runs % g.dilation_h, unit % g.runs
-                    count = max(0, -(-(g.out_h - residue) // g.dilation_h))
-                    begin, end = count * run // g.runs, count * (run + 1) // g.runs
-                    first = residue + begin * g.dilation_h
-                    plane = advance(x, (image * g.in_channels + channel) * g.in_h * g.in_w)
-                    gradient = advance(gy, ((image * g.out_channels + output) * g.out_h + first) * g.out_w)
-                    for part in range(g.parts):
-                        ky = part * g.part_rows
-                        call_gradients(gradients[part], plane, g.in_w, advance(rows, first * g.stride + ky * g.dilation_h), g.dilation_h,
-                                       zeros, gradient, g.dilation_h * g.out_w, end - begin, g.out_w, g.low_w, g.in_w, g.dilation_w,
-                                       advance(target, ky * g.kernel))
+    for task in own_first(counters, thread, owners, tasks):
+        share, block = task % g.shares, task // g.shares * g.block
+        for pair in range(block, min(block + g.block, pairs)):
+            output, channel = pair // g.group_in, pair // g.group_in // g.group_out * g.group_in + pair % g.group_in
+            target = advance(gw, (share * pairs + pair) * taps)
+            for tap in range(taps):
+                put(target, tap, zero_element(gw))
+            for unit in range(units * share // g.shares, units * (share + 1) // g.shares):
+                image, residue, run = unit // (g.dilation_h * g.runs), unit // g.runs % g.dilation_h, unit % g.runs
+                count = max(0, -(-(g.out_h - residue) // g.dilation_h))
+                begin, end = count * run // g.runs, count * (run + 1) // g.runs
+                first = residue + begin * g.dilation_h
+                plane = advance(x, (image * g.in_channels + channel) * g.in_h * g.in_w)
+                gradient = advance(gy, ((image * g.out_channels + output) * g.out_h + first) * g.out_w)
+                for part in range(g.parts):
+                    ky = part * g.part_rows
+                    call_gradients(gradients[part], plane, g.in_w, advance(rows, first * g.stride + ky * g.dilation_h), g.dilation_h,
+                                   zeros, gradient, g.dilation_h * g.out_w, end - begin, g.out_w, g.low_w, g.in_w, g.dilation_w,
+                                   advance(target, ky * g.kernel))
 
 
 def fits(problem: Problem) -> bool:

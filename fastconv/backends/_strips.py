@@ -33,7 +33,7 @@ from ._simd import (
     advance,
     lane_count,
     lanes_of,
-    next_own_task,
+    own_first,
     parallel_kernel,
     strip_tile,
     tap_vectors,
@@ -203,31 +203,26 @@ def direct_strips(x, w, bias, y, constants, scratch, counters, thread, threads):
     chunks = -(-g.residue_h // g.chunk)
     panels = -(-g.out_w // g.panel)
     tasks = -(-g.planes // g.block) * panels * g.dilation_h * chunks
-    for turn in range(shares):
-        owner = (thread + turn) % shares
-        while True:
-            task = next_own_task(counters, owner, shares, tasks)
-            if task < 0:
-                break
-            chunk, rest = task % chunks, task // chunks
-            residue, rest = rest % g.dilation_h, rest // g.dilation_h
-            begin, block = rest % panels * g.panel, rest // panels * g.block
-            end = min(begin + g.panel, g.out_w)
-            first = residue + chunk * g.chunk * g.dilation_h
-            count = min(g.chunk, -(-(g.out_h - first) // g.dilation_h))
-            for plane in range(block, min(block + g.block, g.planes)):
-                channel = plane % g.out_channels
-                image = advance(x, plane // g.group_out * g.in_h * g.in_w)
-                target = advance(y, (plane * g.out_h + first) * g.out_w + begin)
-                kernel, start = advance(w, channel * g.taps), advance(bias, channel)
-                if g.pitch == 0:
-                    call_strips(strips, image, g.in_w, advance(rows, first * g.stride), g.dilation_h, zeros, kernel, start, target,
-                                g.dilation_h * g.out_w, count, g.run, end - begin, g.low_w - begin * g.stride, g.in_w, g.dilation_w,
-                                epilogue)
-                elif count > 0:
-                    copy_rows(g, image, rows, columns, first, count, begin, end, scratch)
-                    call_strips(strips, scratch, g.pitch, identity, 1, zeros, kernel, start, target, g.dilation_h * g.out_w, count, g.run,
-                                end - begin, 0, g.pitch, g.dilation_w, epilogue)
+    for task in own_first(counters, thread, shares, tasks):
+        chunk, rest = task % chunks, task // chunks
+        residue, rest = rest % g.dilation_h, rest // g.dilation_h
+        begin, block = rest % panels * g.panel, rest // panels * g.block
+        end = min(begin + g.panel, g.out_w)
+        first = residue + chunk * g.chunk * g.dilation_h
+        count = min(g.chunk, -(-(g.out_h - first) // g.dilation_h))
+        for plane in range(block, min(block + g.block, g.planes)):
+            channel = plane % g.out_channels
+            image = advance(x, plane // g.group_out * g.in_h * g.in_w)
+            target = advance(y, (plane * g.out_h + first) * g.out_w + begin)
+            kernel, start = advance(w, channel * g.taps), advance(bias, channel)
+            if g.pitch == 0:
+                call_strips(strips, image, g.in_w, advance(rows, first * g.stride), g.dilation_h, zeros, kernel, start, target,
+                            g.dilation_h * g.out_w, count, g.run, end - begin, g.low_w - begin * g.stride, g.in_w, g.dilation_w,
+                            epilogue)
+            elif count > 0:
+                copy_rows(g, image, rows, columns, first, count, begin, end, scratch)
+                call_strips(strips, scratch, g.pitch, identity, 1, zeros, kernel, start, target, g.dilation_h * g.out_w, count, g.run,
+                            end - begin, 0, g.pitch, g.dilation_w, epilogue)
 
 
 def fits(problem: Problem) -> bool:

@@ -30,7 +30,7 @@ from ._simd import (
     advance,
     lane_count,
     lanes_of,
-    next_own_task,
+    own_first,
     parallel_kernel,
     tap_vectors,
     thawed,
@@ -131,18 +131,13 @@ def direct_transposed(gy, w, bias, gx, constants, scratch, counters, thread, thr
     g, rows, zeros, strips, epilogue, shares = thawed(constants)
     chunks = -(-g.pairs // g.chunk)
     tasks = -(-g.planes // g.block) * chunks
-    for turn in range(shares):
-        owner = (thread + turn) % shares
-        while True:
-            task = next_own_task(counters, owner, shares, tasks)
-            if task < 0:
-                break
-            begin, block = task % chunks * g.chunk, task // chunks * g.block
-            for plane in range(block, min(block + g.block, g.planes)):
-                channel = plane % g.channels
-                call_transposed(strips, advance(gy, plane // g.group_in * g.out_h * g.out_w), advance(rows, begin), zeros,
-                                advance(w, channel * g.taps), advance(bias, channel), advance(gx, plane * g.in_h * g.in_w), g.in_h, g.in_w,
-                                g.out_w, g.first + 2 * begin, min(g.chunk, g.pairs - begin), g.start, g.odd, epilogue)
+    for task in own_first(counters, thread, shares, tasks):
+        begin, block = task % chunks * g.chunk, task // chunks * g.block
+        for plane in range(block, min(block + g.block, g.planes)):
+            channel = plane % g.channels
+            call_transposed(strips, advance(gy, plane // g.group_in * g.out_h * g.out_w), advance(rows, begin), zeros,
+                            advance(w, channel * g.taps), advance(bias, channel), advance(gx, plane * g.in_h * g.in_w), g.in_h, g.in_w,
+                            g.out_w, g.first + 2 * begin, min(g.chunk, g.pairs - begin), g.start, g.odd, epilogue)
 
 
 def fits(problem: Problem) -> bool:

@@ -26,9 +26,9 @@ from ._scratch import shared
 from ._simd import (
     advance,
     lane_count,
-    next_task,
     parallel_kernel,
     raise_flag,
+    shared_out,
     thawed,
     zero_element,
 )
@@ -85,10 +85,7 @@ def winograd_strips(x, gy, bias, sums, constants, scratch, counters, thread, thr
     v = advance(scratch, space.packed)
     z = advance(v, space.v)
     zero = zero_element(x)
-    while True:
-        share = next_task(counters)
-        if share >= p.shares:
-            break
+    for share in shared_out(counters, 1, p.shares):
         own = advance(sums, share * p.groups * -(-p.group_out // p.panel) * p.m_panel)
         begin = p.tasks * share // p.shares
         for task in range(begin, p.tasks * (share + 1) // p.shares):
@@ -124,10 +121,7 @@ def winograd_join(sums, w, bias, gw, constants, scratch, counters, thread, threa
     folds = b.fold_h * b.fold_w
     identity = Epilogue(False, zero_element(sums), zero_element(sums))
     finished = advance(scratch, b.products * b.m_product)
-    while True:
-        task = next_task(counters)
-        if task >= p.groups * blocks * panels:
-            break
+    for task in shared_out(counters, 1, p.groups * blocks * panels):
         panel, first, group = task % panels, task // panels % blocks * b.block, task // (panels * blocks)
         channels = min(b.block, b.channels - first)
         outputs = min(p.panel, p.group_out - panel * p.panel)

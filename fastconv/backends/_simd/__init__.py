@@ -51,7 +51,7 @@ from .select import (
 )
 from .small import as_bytes, store_bytes
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
-from .threads import COUNTER_PITCH, BoundKernel, next_own_task, next_task, parallel_kernel, raise_flag, shared_out, thawed
+from .threads import COUNTER_PITCH, BoundKernel, next_task, own_first, parallel_kernel, raise_flag, shared_out, thawed
 from .tile import (
     DOT_TILE,
     LANES_TILE_COLUMNS,
@@ -159,8 +159,8 @@ __all__ = [
     "magnitude",
     "maximum",
     "misalignment",
-    "next_own_task",
     "next_task",
+    "own_first",
     "parallel_kernel",
     "pointer",
     "prefetch_read",

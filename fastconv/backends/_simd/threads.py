@@ -72,13 +72,18 @@ def shared_out(counter, run, count):
 
 
 @inlined
-def next_own_task(counters, owner, shares, tasks):
-    """The next of the tasks that are `owner`'s, one of `shares` runs of them as long as each other; negative where none is left.
+def own_first(counters, thread, shares, tasks):
+    """The tasks below `tasks` that fall to this thread: of its own share first, then of the others', which it helps with.
 
-    A thread that takes its own first and then helps with the others' finds in its caches what it read and wrote in the last run.
+    The shares are runs of tasks as long as each other, so a thread finds in its caches what it read and wrote in the last run.
     """
-    task = tasks * owner // shares + next_task(advance(counters, owner * COUNTER_PITCH))
-    return task if task < tasks * (owner + 1) // shares else -1
+    for turn in range(shares):
+        owner = (thread + turn) % shares
+        while True:
+            task = tasks * owner // shares + next_task(advance(counters, owner * COUNTER_PITCH))
+            if task >= tasks * (owner + 1) // shares:
+                break
+            yield task
 
 
 # -- constants ------------------------------------------------------------------------------------------------------------
