@@ -64,8 +64,8 @@ def describe() -> dict[str, Any]:
         "fastconv": __version__, "python": platform.python_version(),
         **{name: version(name) for name in ("numba", "llvmlite", "numpy", "scipy")},
         "platform": triple, "cpu": cpu, "float32 lanes": _simd.lane_count("float32"),
-        "register tile": f"{_simd.TILE_ROWS} x {_simd.TILE_COLUMNS}", "threading layer": _jit.threading_layer(),
-        "threads": _jit.num_threads(), "cache directory": str(_jit.cache_directory()), "backends": backends(),
+        "register tile": f"{_simd.TILE_ROWS} x {_simd.TILE_COLUMNS}", "threads": _jit.num_threads(),
+        "cache directory": str(_jit.cache_directory()), "backends": backends(),
         "machine": asdict(machine()), "kernels": sorted(states.items()),
     }
 

@@ -10,19 +10,10 @@ from helpers import python
 import fastconv as fc
 from fastconv import warming
 
-LAYERS = ("tbb", "omp", "workqueue")
 START = """
-import os, sys, threading, warnings
+import os, sys, threading, time, warnings
 import numpy as np
 import fastconv as fc
-from fastconv.backends import _jit
-
-def layer_or_leave(wanted):
-    try:
-        found = _jit.threading_layer()
-    except ValueError:  # Numba's error where the layer's library is not installed
-        print("no such layer"); sys.exit(0)
-    assert found == wanted, found
 
 def make(seed):
     rng = np.random.default_rng(seed)
@@ -37,9 +28,8 @@ def run(data, backend=None):
 CONCURRENT = (
     START
     + """
-layer_or_leave(os.environ["NUMBA_THREADING_LAYER"])
-fc.set_num_threads(2)
-inputs = [make(seed) for seed in range(4)]
+callers = int(os.environ["CALLERS"])
+inputs = [make(seed) for seed in range(callers)]
 expected = [run(data, "direct") for data in inputs]
 backends = [None, *fc.backends()]
 failures = []
@@ -57,7 +47,7 @@ def work(seed):
     except BaseException as error:
         failures.append((seed, repr(error)))
 
-threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(callers)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not failures, failures
@@ -69,8 +59,6 @@ FORKED = (
     START
     + """
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's about forks in a process with threads: that is the point
-layer_or_leave(os.environ["NUMBA_THREADING_LAYER"])
-fc.set_num_threads(2)
 data = make(1)
 expected = run(data)
 
@@ -102,25 +90,76 @@ print("done")
 )
 
 
-def run_on_layer(source, layer):
-    """Run on one threading layer; skipped only where Numba does not find its library."""
-    output = python(source, NUMBA_THREADING_LAYER=layer, timeout=300).split("\n")[0]
-    if output == "no such layer":
-        pytest.skip(f"{layer} is not installed")
-    assert output == "done"
+def run_with_threads(source, threads, **environment):
+    """Run with so many threads, whatever the processors there are."""
+    output = python(source, NUMBA_NUM_THREADS=str(threads), FASTCONV_NUM_THREADS=str(threads), timeout=300, **environment)
+    assert output.strip() == "done"
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_concurrent_python_threads(layer):
-    """Four Python threads at once on every threading layer, all backends: right answers, no abort."""
-    run_on_layer(CONCURRENT, layer)
+@pytest.mark.parametrize(("callers", "threads"), [(4, 2), (12, 2), (3, 9)], ids=["few", "more-than-slots", "more-than-cores"])
+def test_concurrent_python_threads(callers, threads):
+    """Python threads that call at once, on all backends: right answers, no abort."""
+    run_with_threads(CONCURRENT, threads, CALLERS=str(callers))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("layer", LAYERS)
-def test_use_after_fork(layer):
+def test_use_after_fork():
     """A child forked after use, from the main thread and from another, computes as its parent does."""
-    run_on_layer(FORKED, layer)
+    run_with_threads(FORKED, 2)
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_workers_sleep_and_wake(threads):
+    """Calls after pauses that are shorter and longer than workers wait awake; each thread's number is run once."""
+    source = (
+        START
+        + """
+from fastconv.backends._simd import workers
+data = make(0)
+fc.set_num_threads(1)
+expected = run(data)
+fc.set_num_threads(THREADS)
+for pause in [0, workers.SPIN_SECONDS, workers.YIELD_SECONDS, 3 * workers.YIELD_SECONDS] * 8:
+    time.sleep(pause)
+    assert np.array_equal(run(data), expected)
+names = [thread.name for thread in threading.enumerate()]
+assert len(names) == THREADS, names
+print("done")
+"""
+    )
+    run_with_threads(source.replace("THREADS", str(threads)), threads)
+
+
+def test_more_threads_later():
+    """The pool grows when more threads are asked for; the workers that it had go home."""
+    source = (
+        START
+        + """
+data = make(0)
+expected = run(data)
+for count in (2, 3, 1, 6, 4):
+    fc.set_num_threads(count)
+    assert np.array_equal(run(data), expected)
+assert threading.active_count() == 6, threading.enumerate()
+print("done")
+"""
+    )
+    run_with_threads(source, 6)
+
+
+def test_no_more_threads_to_be_had():
+    """Where the system refuses threads, the caller does the work."""
+    source = (
+        START
+        + """
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+assert np.array_equal(run(make(0)), run(make(0), "direct"))
+print("done")
+"""
+    )
+    run_with_threads(source, 4)
 
 
 def test_multiprocessing_pool():

@@ -50,7 +50,7 @@ class Machine:
     flops64: float  # the same in float64
     bandwidth: float  # bytes/s that one thread streams from main memory
     cache_bandwidth: float  # bytes/s that one thread streams from its second-level cache
-    region_seconds: float  # launch of a parallel region
+    region_seconds: float  # what a parallel region takes beyond its longest thread
     threads: int = 1
 
     def flops(self, dtype: str) -> float:

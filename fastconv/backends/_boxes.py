@@ -20,7 +20,6 @@ from ._simd import TILE_ROWS, advance, as_int32, as_int64, get, lanes_of, load, 
 CACHE_BUDGET = 256 * 1024  # bytes of packed input a box aims at: a quarter of a 1 MiB L2 (benchmarks/bench_conv.py)
 LARGEST_BOX = 4 * 1024 * 1024  # bytes beyond which columns are split too
 MOST_POINTS = 4096  # output points of a box: its two int32 tables stay in the first-level cache
-REGION_LAUNCHES = 2.4  # time of a region, in launches of an empty one: its threads start at different times (bench_conv.py, tiny)
 TASKS_PER_THREAD = 4  # so that a thread that loses its core for a while delays the others by a quarter at most
 
 

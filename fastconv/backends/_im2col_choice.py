@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..problem import Problem
 from . import Machine
-from ._boxes import REGION_LAUNCHES, TASKS_PER_THREAD, Geometry, cut, speedup
+from ._boxes import TASKS_PER_THREAD, Geometry, cut, speedup
 from ._gemm import panel_width
 from ._phases import phase_seconds
 from ._pointwise import PointwiseForward, product_seconds
@@ -80,7 +80,7 @@ def seconds(problem: Problem, machine: Machine) -> float:
         return CALL_SECONDS + work
     summed = (shares > 1) * (PARTS_SECONDS + shares * math.prod(p.weight_shape) * p.itemsize / machine.cache_bandwidth)
     tasks = shares * p.groups * chunks * splits
-    return CALL_SECONDS + REGION_LAUNCHES * machine.region_seconds + work / speedup(tasks, machine.threads) + summed
+    return CALL_SECONDS + machine.region_seconds + work / speedup(tasks, machine.threads) + summed
 
 
 def _copy_seconds(problem: Problem, g: Geometry, machine: Machine) -> float:
@@ -123,7 +123,7 @@ def _product_seconds(problem: Problem, machine: Machine) -> float:
     if p.flops <= SERIAL_FLOPS:
         return work
     far = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
-    return REGION_LAUNCHES * machine.region_seconds + max(far, work) / machine.threads
+    return machine.region_seconds + max(far, work) / machine.threads
 
 
 def _forward_seconds(problem: Problem, machine: Machine) -> float:
@@ -141,7 +141,7 @@ def _forward_seconds(problem: Problem, machine: Machine) -> float:
     touched = _touched_bytes(p)
     far = touched / (machine.bandwidth * machine.threads) if touched > CACHED_BYTES else 0.0
     near = copies / speedup(g.boxes, machine.threads) + (multiply + moved) / speedup(g.boxes * panels, machine.threads)
-    return REGION_LAUNCHES * machine.region_seconds + max(far, near)
+    return machine.region_seconds + max(far, near)
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:

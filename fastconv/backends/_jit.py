@@ -1,18 +1,14 @@
-"""The one place for compilation: njit options, the on-disk cache, the threading layer and the number of threads.
+"""The one place for compilation: njit options, the on-disk cache and the number of threads.
 
-Kernels are functions `work(arguments, thread)` that take tasks with `_simd.next_task` until none is left, decorated with
-`_simd.parallel_kernel`; their helpers are `outlined` (large ones, compiled on their own) or `inlined` (part of their caller).
-Decorating compiles nothing; the first call does, and keeps the machine code on disk. A kernel is compiled once and called
-through its address (`_simd.launch`): Numba's own `prange` compiles a body three times over.
-
-A kernel is called inside `parallel_region()`, which says how many threads may be used: one after a fork that the threading
-layer does not survive, and one caller at a time under Numba's workqueue layer, which aborts on concurrent regions.
+Kernels are functions that take tasks with `_simd.next_task` until none is left, decorated with `_simd.parallel_kernel`; their
+helpers are `outlined` (large ones, compiled on their own) or `inlined` (part of their caller). Decorating compiles nothing; the
+first call does, and keeps the machine code on disk. A kernel is compiled once and called through its address (`_simd.launch`)
+on threads of our own (`_simd.workers`): Numba's own `prange` compiles a body three times over.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import math
@@ -21,7 +17,6 @@ import pickle
 import secrets
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +28,8 @@ import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
 from numba.core.runtime import rtsys
 
-__all__ = ["address_of", "addressed", "atomic_file", "cache_directory", "cache_state", "cached", "compiled_kernels", "cpu_target",
-           "inlined", "num_threads", "outlined", "parallel_region", "set_num_threads", "threading_layer", "write_atomically"]
+__all__ = ["address_of", "addressed", "atomic_file", "available_cpus", "cache_directory", "cache_state", "cached", "compiled_kernels",
+           "cpu_target", "inlined", "num_threads", "outlined", "set_num_threads", "write_atomically"]
 
 # Contraction into fused multiply-adds only: reassociation is written out where it is wanted, and NaN and Inf must survive.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False,
@@ -241,28 +236,12 @@ def atomic_file(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
 
 
 class _Threads:
-    """What this process knows of its threads; one instance, `_threads`."""
+    """The number of threads that was asked for; one instance, `_threads`."""
 
-    def __init__(self) -> None:
-        self.count: int | None = None
-        self.layer: str | None = None
-        self.lock = threading.RLock()
-        self.serial_only = False
-        self.forked_by_main = True
-
-    def before_fork(self) -> None:
-        self.forked_by_main = threading.current_thread() is threading.main_thread()
-
-    def after_fork(self) -> None:
-        """GNU OpenMP kills a child at its first region; TBB survives a fork of the main thread only."""
-        self.lock = threading.RLock()
-        if self.layer == "omp" or (self.layer == "tbb" and not self.forked_by_main):
-            self.serial_only = True
+    count: int | None = None
 
 
 _threads = _Threads()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_threads.before_fork, after_in_child=_threads.after_fork)
 
 
 def available_cpus() -> int:
@@ -288,7 +267,7 @@ def _cgroup_quota(root: Path) -> float:
 def num_threads() -> int:
     """Threads a call may use: `set_num_threads`, else FASTCONV_NUM_THREADS, else the processors available.
 
-    Never more than Numba's pool has, which is as many as the machine has processors.
+    Never more than NUMBA_NUM_THREADS, which is as many as the machine has processors where it is not set.
     """
     if _threads.count is None:
         text = os.environ.get("FASTCONV_NUM_THREADS")
@@ -308,54 +287,3 @@ def set_num_threads(count: int) -> None:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
     _threads.count = min(count, numba.config.NUMBA_NUM_THREADS)
-
-
-def threading_layer() -> str:
-    """Numba's threading layer, chosen at the first call: tbb, else omp, else workqueue."""
-    if _threads.layer is None:
-        with _threads.lock:
-            _preload_tbb()
-            _start_threads()
-            _threads.layer = numba.threading_layer()
-    return _threads.layer
-
-
-def _preload_tbb() -> None:
-    """Make the library of the `tbb` wheel known by its file: the loader does not search a virtual environment."""
-    names = ("lib/libtbb.so.12", "Library/bin/tbb12.dll", "lib/libtbb.12.dylib")
-    for path in (Path(sys.prefix, name) for name in names):
-        if path.exists():
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-                return
-
-
-def _start_threads() -> None:
-    from numba.np.ufunc import parallel
-
-    parallel._launch_threads()
-
-
-@contextlib.contextmanager
-def _exclusive_region() -> Iterator[int]:
-    with _threads.lock:
-        yield num_threads()
-
-
-class _SharedRegion:
-    """A context manager that only says how many threads there are: cheaper than a generator's."""
-
-    def __enter__(self) -> int:
-        return 1 if _threads.serial_only else num_threads()
-
-    def __exit__(self, *exception: object) -> None:
-        return None
-
-
-_shared_region = _SharedRegion()
-
-
-def parallel_region() -> contextlib.AbstractContextManager[int]:
-    """A context in which a parallel kernel may run with as many threads as it yields."""
-    layer = _threads.layer or threading_layer()
-    return _exclusive_region() if layer == "workqueue" and not _threads.serial_only else _shared_region

@@ -20,12 +20,13 @@ STREAM_BYTES = 64 * 1024 * 1024  # beyond a last-level cache's share of one thre
 # Of that copy's rate is what the cost models reckon with: they were fitted to a copy to fresh pages, which is about half as fast but
 # varies from run to run (benchmarks/bench_conv.py; an Intel Xeon's: 7.9 to 19.5 GB/s, to pages written before 27 to 30).
 STREAM_SHARE = 0.5
+REGION_REPEATS = 5  # tiles, some 10 us: a caller with less to do has done it all before another thread comes to help
 CACHE_BYTES = 256 * 1024  # within a second-level cache, beyond the first
 
 
 @parallel_kernel
 def multiply_add(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """`repeats` tiles of the GEMM micro-kernel on data that stays in the first-level cache; with none, the cost of a region."""
+    """`repeats` tiles of the GEMM micro-kernel on data that stays in the first-level cache, by each thread."""
     offsets, width, repeats = thawed(constants)
     for _ in range(repeats):
         acc = tile_zeros(x, TILE_ROWS, TILE_COLUMNS)
@@ -55,8 +56,8 @@ def measure(cpu: str) -> Machine:
     repeats = 200
     many = multiply_add.bind("float32", (offsets, width, repeats), parallel=False)
     rate = 2 * TILE_ROWS * width * DEPTH * repeats / best_time(lambda: many(x, w, w, y), 20)
-    none = [multiply_add.bind("float32", (offsets, width, 0), parallel=parallel) for parallel in (False, True)]
-    alone, together = (best_time(functools.partial(kernel, x, w, w, y), 50) for kernel in none)
+    few = [multiply_add.bind("float32", (offsets, width, REGION_REPEATS), parallel=parallel) for parallel in (False, True)]
+    alone, together = (best_time(functools.partial(kernel, x, w, w, y), 50) for kernel in few)
     return Machine(
         cpu=cpu, flops32=rate, flops64=rate / 2, bandwidth=STREAM_SHARE * copy_rate(STREAM_BYTES), cache_bandwidth=copy_rate(CACHE_BYTES),
         region_seconds=max(together - alone, 1e-7))

@@ -36,7 +36,6 @@ from . import (
     _strips,
     _transposed_strips,
 )
-from ._boxes import REGION_LAUNCHES
 from ._phases import GradInputByPhases, phase_seconds
 from ._simd import lane_count
 
@@ -65,7 +64,7 @@ def seconds(problem: Problem, machine: Machine) -> float:
     moved = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
     if p.flops <= _line_choice.SERIAL_FLOPS:
         return CALL_SECONDS + compute
-    return CALL_SECONDS + REGION_LAUNCHES * machine.region_seconds + max(compute, moved) / machine.threads
+    return CALL_SECONDS + machine.region_seconds + max(compute, moved) / machine.threads
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
-from ._boxes import REGION_LAUNCHES, speedup
+from ._boxes import speedup
 from ._fft import codelets, fallback
 from ._fft.cutting import SERIAL_WORK, cut_tiles, is_local
 from ._fft.engine import forward, grad_input, grad_weight, takes
@@ -67,7 +67,7 @@ def _shared_seconds(problem: Problem, machine: Machine, work: float, tasks: int,
     peak = machine.flops(problem.dtype)
     if work <= SERIAL_WORK:
         return work / peak
-    return regions * REGION_LAUNCHES * machine.region_seconds + work / (peak * speedup(tasks, machine.threads))
+    return regions * machine.region_seconds + work / (peak * speedup(tasks, machine.threads))
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:

@@ -13,9 +13,9 @@ from numba.extending import register_model
 
 from .._jit import cpu_target
 
-_TRIPLE, _CPU, _FEATURES = cpu_target()
+TRIPLE, _CPU, _FEATURES = cpu_target()
 VECTOR_BYTES = 64 if "avx512f" in _FEATURES else 32 if "avx" in _FEATURES else 16
-VECTOR_REGISTERS = 32 if "avx512f" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64")) else 16
+VECTOR_REGISTERS = 32 if "avx512f" in _FEATURES or TRIPLE.startswith(("aarch64", "arm64")) else 16
 # Cores with AVX-512 but Zen's shuffle whole vectors on one port, which products need too.
 FEW_SHUFFLES = "avx512f" in _FEATURES and not _CPU.startswith("znver")
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
@@ -276,7 +276,7 @@ def emit_in_order(builder, values):
 
     Without it the scheduler loads the broadcasts of all rows of a tile first and spills the tile: 130 GFLOP/s, not 255.
     """
-    register = "w" if _TRIPLE.startswith(("aarch64", "arm64")) else "v" if "avx512f" in _FEATURES else "x"
+    register = "w" if TRIPLE.startswith(("aarch64", "arm64")) else "v" if "avx512f" in _FEATURES else "x"
     kinds = [value.type for value in values]
     result = kinds[0] if len(kinds) == 1 else ir.LiteralStructType(kinds)
     constraints = [f"={register}"] * len(values) + [str(i) for i in range(len(values))] + ["~{memory}"]

@@ -1,4 +1,4 @@
-"""Threads: kernels on Numba's thread pool, the constants they are bound to, and the counter that hands out their tasks.
+"""Threads: kernels on the threads of `workers`, the constants they are bound to, and the counter that hands out their tasks.
 
 A kernel is a function
 
@@ -16,24 +16,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import int64, typeof, types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import NativeValue, intrinsic, register_model, unbox
+from numba.extending import intrinsic, register_model
 from numba.np.numpy_support import from_dtype
 
-from .._jit import address_of, addressed, cached, inlined, parallel_region, threading_layer
+from .._jit import address_of, addressed, cached, inlined, num_threads
 from .._scratch import arena
-from .emit import I64, emit_call
+from .atomics import words_at
+from .emit import I64
+from .runs import BYTE_POINTER, HEADER_WORDS, LINE, OPERANDS, MemoryType, begin_run, flag_raised, run_thread
 from .vector import advance
+from .workers import pool_for, run_together
 
-MOST_THREADS = 1024  # of one region
-LINE = 64  # bytes: a cache line, and the widest vector
 COUNTER_PITCH = LINE // 8  # from one thread's counter to the next: each has a cache line
-HEADER_WORDS = 4  # of a bound kernel's memory: its address, a thread's bytes of scratch, bytes of counters, unused
 LARGEST_CONSTANTS = 1 << 14  # bytes
-BYTE_POINTER = ir.IntType(8).as_pointer()
 
 
 @intrinsic
@@ -49,7 +47,7 @@ def raise_flag(typingctx, counters):
 
 @intrinsic
 def next_task(typingctx, counter):
-    """counter[0]++, atomically, returning the old value: how threads share tasks of unequal length on any layer.
+    """counter[0]++, atomically, returning the old value: how threads share tasks of unequal length.
 
     What a thread wrote before is seen by those that count later.
     """
@@ -160,121 +158,24 @@ def thawed(typingctx, constants):
     return contents(constants), codegen
 
 
-# -- operands -------------------------------------------------------------------------------------------------------------
-
-
-class MemoryType(types.Type):
-    """The address of an array's first element, whatever its dtype and shape.
-
-    Numba's own arrays would cost 0.1 us each, and a compilation of `launch` for each combination of ranks and dtypes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="Memory")
-
-
-@register_model(MemoryType)
-class _MemoryModel(models.PrimitiveModel):
-    def __init__(self, manager, memory):
-        super().__init__(manager, memory, BYTE_POINTER)
-
-
-@unbox(MemoryType)
-def unbox_memory(kind, array, c):
-    """The field behind the header that all objects have: `PyArray_DATA`."""
-    fields = c.builder.bitcast(array, BYTE_POINTER.as_pointer())
-    return NativeValue(c.builder.load(c.builder.gep(fields, [I64(object.__basicsize__ // 8)])))
-
-
 # -- running --------------------------------------------------------------------------------------------------------------
-
-OPERANDS = 4
-# x, w, bias, y, constants, scratch, counters, thread, threads
-ENTRY_TYPES = (*[types.voidptr] * (OPERANDS + 3), types.int64, types.int64)
-
-
-def _run_type() -> ir.LiteralStructType:
-    """What the threads of a run share: the bound kernel, the operands, the scratch memory, the number of threads."""
-    return ir.LiteralStructType([I64.as_pointer(), *[BYTE_POINTER] * OPERANDS, BYTE_POINTER, I64])
-
-
-@intrinsic
-def in_threads(typingctx, x, w, bias, y, bound, scratch, threads):
-    """Call a bound kernel for thread in range(threads) on Numba's pool, or on the caller's thread alone if threads == 1.
-
-    Returns whether a thread has raised the flag. The kernel must not raise exceptions. The pool must have been started.
-    """
-
-    def codegen(context, builder, signature, args):
-        *operands, bound, scratch, threads = args
-        header = builder.inttoptr(bound, I64.as_pointer())
-        memory = builder.inttoptr(scratch, BYTE_POINTER)
-        cgutils.memset(builder, memory, builder.load(builder.gep(header, [I64(2)])), 0)
-        data = cgutils.alloca_once(builder, _run_type())
-        for i, value in enumerate([header, *operands, memory, threads]):
-            builder.store(value, builder.gep(data, [ir.IntType(32)(0), ir.IntType(32)(i)]))
-        entry = _thread_entry(context, builder.module)
-        with builder.if_else(builder.icmp_signed("==", threads, I64(1))) as (alone, together):
-            with alone:
-                number = cgutils.alloca_once_value(builder, I64(0))
-                _call_entry(builder, builder.call, entry, number, I64(1), data)
-            with together:
-                numbers = cgutils.alloca_once(builder, I64, size=MOST_THREADS)
-                with cgutils.for_range(builder, threads) as loop:
-                    builder.store(loop.index, builder.gep(numbers, [loop.index]))
-                kind = ir.FunctionType(ir.VoidType(), [BYTE_POINTER] * 5 + [I64] * 3)
-                parallel_for = cgutils.get_or_insert_function(builder.module, kind, "numba_parallel_for")
-
-                def on_pool(entry, arguments):
-                    pointers = [builder.bitcast(value, BYTE_POINTER) for value in (entry, *arguments)]
-                    builder.call(parallel_for, [*pointers, I64(0), I64(1), threads])
-
-                _call_entry(builder, on_pool, entry, numbers, threads, data)
-        return builder.load(builder.bitcast(memory, I64.as_pointer()))
-
-    return types.int64(x, w, bias, y, types.int64, types.int64, types.int64), codegen
-
-
-def _call_entry(builder, call, entry, numbers, count, data):
-    """Call what the pool calls with a run of thread numbers: (arrays, their dimension, their steps, shared data)."""
-    arrays = cgutils.alloca_once_value(builder, builder.bitcast(numbers, BYTE_POINTER))
-    dimension, step = cgutils.alloca_once_value(builder, count), cgutils.alloca_once_value(builder, I64(8))
-    call(entry, [arrays, dimension, step, builder.bitcast(data, BYTE_POINTER)])
-
-
-def _thread_entry(context, module):
-    """The function that the pool calls with a run of thread numbers: it calls the kernel for each of them."""
-    words = I64.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [BYTE_POINTER.as_pointer(), words, words, BYTE_POINTER])
-    function = ir.Function(module, kind, name="thread_entry")
-    function.linkage = "internal"
-    builder = ir.IRBuilder(function.append_basic_block())
-    arrays, count, _, data = function.args
-    numbers = builder.bitcast(builder.load(arrays), words)
-    run = builder.load(builder.bitcast(data, _run_type().as_pointer()))
-    header, *operands, memory, threads = (builder.extract_value(run, i) for i in range(len(_run_type().elements)))
-    address, pitch, counters = (builder.load(builder.gep(header, [I64(i)])) for i in range(3))
-    constants = builder.bitcast(builder.gep(header, [I64(HEADER_WORDS)]), BYTE_POINTER)
-    first_counter = builder.gep(memory, [I64(LINE)])  # behind the line of the flag
-    with cgutils.for_range(builder, builder.load(count)) as loop:
-        thread = builder.load(builder.gep(numbers, [loop.index]))
-        scratch = builder.gep(memory, [builder.add(counters, builder.mul(thread, pitch))])
-        emit_call(context, builder, address, ENTRY_TYPES, [*operands, constants, scratch, first_counter, thread, threads])
-    builder.ret_void()
-    return function
 
 
 @cached
-def launch(x, w, bias, y, bound, scratch, threads):
-    """Run a bound kernel, given by the address of its memory."""
-    return in_threads(x, w, bias, y, bound, scratch, threads)
+def launch(x, w, bias, y, bound, scratch, threads, pool):
+    """Run a bound kernel, given by the address of its memory; whether a thread has raised the flag."""
+    run = begin_run(x, w, bias, y, bound, scratch, threads)
+    if threads == 1:
+        run_thread(run, 0)
+    else:
+        run_together(words_at(pool), run, threads)
+    return flag_raised(scratch)
 
 
 @functools.cache
 def launcher() -> Callable[..., int]:
-    """The compiled `launch`, without Numba's look at the types of its arguments: four arrays and three ints, unchecked."""
-    threading_layer()  # starts the pool whose entry point the machine code refers to
-    signature = (*[MemoryType()] * OPERANDS, *[int64] * 3)
+    """The compiled `launch`, without Numba's look at the types of its arguments: four arrays and four ints, unchecked."""
+    signature = (*[MemoryType()] * OPERANDS, *[int64] * 4)
     launch.compile(signature)
     return launch.overloads[signature].entry_point
 
@@ -297,12 +198,12 @@ class BoundKernel:
 
     def __call__(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> int:
         """Run it; 1 if a thread has raised the flag, else 0."""
-        if self._parallel:
-            with parallel_region() as threads:
-                _held, address = arena(self._counter_bytes + threads * self._pitch)
-                return self._launch(x, w, bias, y, self._bound, address, threads)
-        _held, address = arena(self._alone)
-        return self._launch(x, w, bias, y, self._bound, address, 1)
+        threads = num_threads() if self._parallel else 1
+        if threads == 1:
+            _held, address = arena(self._alone)
+            return self._launch(x, w, bias, y, self._bound, address, 1, 0)
+        _held, address = arena(self._counter_bytes + threads * self._pitch)
+        return self._launch(x, w, bias, y, self._bound, address, threads, pool_for(threads))
 
     def scratch_bytes(self, threads: int) -> int:
         """Scratch memory of a run with that many threads."""
@@ -326,7 +227,6 @@ class ParallelKernel:
         key = (dtype.char, frozen_type(typeof(constants)))
         address = self._addresses.get(key)
         if address is None:
-            threading_layer()  # starts the pool whose entry point the machine code refers to
             element = types.CPointer(from_dtype(dtype))
             signature = (*[element] * OPERANDS, ConstantsType(key[1]), element, types.CPointer(types.int64), int64, int64)
             address = self._addresses[key] = address_of(self.dispatcher, signature)
