@@ -30,6 +30,12 @@ class _Ready(NamedTuple):
     bias: np.ndarray | None
 
 
+def _takes(out: Any, shape: tuple[int, ...], dtype: np.dtype, x: np.ndarray) -> bool:
+    """Whether kernels can write the result for `x` to `out` as it is."""
+    return (type(out) is np.ndarray and out.dtype is dtype and out.flags.num & READY_FLAGS == READY_FLAGS and out.shape == shape
+            and not np.may_share_memory(out, x))
+
+
 class Convolution:
     """A planned convolution: weights fixed and packed once, then called on any number of inputs.
 
@@ -53,10 +59,11 @@ class Convolution:
     def __call__(self, x: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve `x`, of the planned or any other shape."""
         fast = self._fast
-        if fast is not None and out is None:
+        if fast is not None:
             shape, result_shape, dtype, run, packed, bias = fast
-            if type(x) is np.ndarray and x.dtype is dtype and x.flags.num & READY_FLAGS == READY_FLAGS and x.shape == shape:
-                result = np.empty(result_shape, dtype)
+            if (type(x) is np.ndarray and x.dtype is dtype and x.flags.num & READY_FLAGS == READY_FLAGS and x.shape == shape
+                    and (out is None or _takes(out, result_shape, dtype, x))):
+                result = np.empty(result_shape, dtype) if out is None else out
                 run(x, packed, bias, result)
                 return result
         x, single = batched("x", as_array("x", x), self._ndim)

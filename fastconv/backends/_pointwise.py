@@ -28,13 +28,14 @@ from . import Machine
 from ._gemm import FULL_ROWS, Epilogue, epilogue_of, panel_width
 from ._jit import address_of, addressed, num_threads, outlined
 from ._simd import (
+    COUNTER_PITCH,
     TILE_COLUMNS,
     TILE_SIZES,
     advance,
     lanes_of,
     load,
     load_between,
-    next_task,
+    own_first,
     parallel_kernel,
     store,
     thawed,
@@ -51,6 +52,8 @@ ALIASED_BYTES = 4096  # apart, lines share a set of the first-level cache
 NEAR_BYTES = 16 * 1024  # of a panel that stays in that cache while so many tiles read it that its copy pays
 NEAR_TILES = 6
 CHUNK_TILES = 4  # of a task where blocks are few
+# An image of so many bytes is not cut where tiles are enough: where threads meet, each row of y has a line that both write.
+WHOLE_BYTES, FEWEST_CHUNKS = 256 * 1024, 4
 TILE_OVERHEAD = 8  # input channels that filling and storing a tile costs (bench_conv.py, 1x1)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 1x1)
 SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
@@ -132,40 +135,34 @@ def pack_pixels(x, plane, channels, count, width, panel):
 def pointwise_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(w x + bias), by block of pixels and chunk of output channels.
 
-    A thread starts with blocks of its own and takes their chunks one by one; done with them, it helps with the others'
-    chunks, at the price of packing such pixels again.
+    A thread that helps with another's chunks packs their pixels again.
     """
-    g, addresses, first_outputs, w_outputs, y_offsets, counts, width, epilogue = thawed(constants)
+    g, addresses, first_outputs, w_outputs, y_offsets, counts, width, epilogue, shares = thawed(constants)
     lanes = lanes_of(x)
-    blocks = g.images * g.groups * g.blocks
     chunks = -(-g.tiles // g.chunk)
     packed = -1
-    for i in range(blocks):
-        block = (blocks * thread // threads + i) % blocks
+    for task in own_first(counters, thread, shares, g.images * g.groups * g.blocks * chunks):
+        block, chunk = task // chunks, task % chunks
         matrix, part = block // g.blocks, block % g.blocks
         group = matrix % g.groups
         source = advance(x, matrix * g.group_in * g.pixels)
         target = advance(y, matrix * g.group_out * g.pixels)
         weights, biases = advance(w, g.start + group * g.w_group), advance(bias, group * g.group_out)
-        while True:
-            chunk = next_task(advance(counters, block))
-            if chunk >= chunks:
-                break
-            for panel in range(g.panels * part // g.blocks, g.panels * (part + 1) // g.blocks):
-                pixel = panel * width
-                count = min(width, g.pixels - pixel)
-                pixels, pitch = scratch, width
-                if g.in_place == 1 and count == width:
-                    pixels, pitch = advance(source, pixel), g.pixels
-                elif matrix * g.panels + panel != packed:
-                    pack_pixels(advance(source, pixel), g.pixels, g.group_in, count, width, scratch)
-                    packed = matrix * g.panels + panel
-                short = 1 if count <= lanes else 0
-                for t in range(chunk * g.chunk, min(g.tiles, (chunk + 1) * g.chunk)):
-                    output = first_outputs[t]
-                    call_pixel_tile(addresses[TILE_COLUMNS * t + short], advance(weights, output * g.w_output), w_outputs, g.w_channel,
-                                    g.group_in, pixels, pitch, advance(biases, output), advance(target, output * g.pixels + pixel),
-                                    g.pixels, y_offsets, advance(counts, TILE_COLUMNS * count), epilogue)
+        for panel in range(g.panels * part // g.blocks, g.panels * (part + 1) // g.blocks):
+            pixel = panel * width
+            count = min(width, g.pixels - pixel)
+            pixels, pitch = scratch, width
+            if g.in_place == 1 and count == width:
+                pixels, pitch = advance(source, pixel), g.pixels
+            elif matrix * g.panels + panel != packed:
+                pack_pixels(advance(source, pixel), g.pixels, g.group_in, count, width, scratch)
+                packed = matrix * g.panels + panel
+            short = 1 if count <= lanes else 0
+            for t in range(chunk * g.chunk, min(g.tiles, (chunk + 1) * g.chunk)):
+                output = first_outputs[t]
+                call_pixel_tile(addresses[TILE_COLUMNS * t + short], advance(weights, output * g.w_output), w_outputs, g.w_channel,
+                                g.group_in, pixels, pitch, advance(biases, output), advance(target, output * g.pixels + pixel),
+                                g.pixels, y_offsets, advance(counts, TILE_COLUMNS * count), epilogue)
 
 
 def tiles_of(outputs: int) -> list[tuple[int, int]]:
@@ -200,7 +197,8 @@ class PointwiseForward:
         tiles = tiles_of(p.group_out)
         pixels = math.prod(p.output_size)
         panels = -(-pixels // width)
-        blocks = min(panels, -(-BLOCKS_PER_THREAD * threads // (p.batch * p.groups)))
+        whole = p.group_in * pixels * p.itemsize <= WHOLE_BYTES and len(tiles) >= FEWEST_CHUNKS * threads
+        blocks = 1 if whole else min(panels, -(-BLOCKS_PER_THREAD * threads // (p.batch * p.groups)))
         few = p.batch * p.groups * blocks < BLOCKS_PER_THREAD * threads
         panel_bytes = p.group_in * width * p.itemsize
         copied = pixels * p.itemsize % ALIASED_BYTES == 0 and panel_bytes <= NEAR_BYTES and len(tiles) >= NEAR_TILES
@@ -212,9 +210,9 @@ class PointwiseForward:
         pixels_left = np.arange(width + 1)[:, None] - np.arange(TILE_COLUMNS) * lanes
         counts = np.clip(pixels_left, 0, lanes).astype(np.int32).ravel()
         constants = (product, addresses, firsts, w_outputs, np.arange(TILE_COLUMNS) * lanes, counts, width,
-                     epilogue_of(p))
+                     epilogue_of(p), threads)
         self.no_bias = np.zeros(p.out_channels, p.dtype)
-        self.kernel = pointwise_forward.bind(p.dtype, constants, scratch=p.group_in * width, counters=p.batch * p.groups * blocks,
+        self.kernel = pointwise_forward.bind(p.dtype, constants, scratch=p.group_in * width, counters=threads * COUNTER_PITCH,
                                              parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads)
 

@@ -38,10 +38,11 @@ from ._jit import num_threads
 from ._phases import build_grad_input
 from ._pointwise import PointwiseForward
 from ._simd import (
+    COUNTER_PITCH,
     TILE_ROWS,
     advance,
     get,
-    next_task,
+    own_first,
     parallel_kernel,
     prefetch_write,
     thawed,
@@ -57,50 +58,47 @@ PANEL_BYTES = 512 * 1024  # of packed weights per block of the sum: half a 1 MiB
 def im2col_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of x with the packed w + bias), by box and panel.
 
-    A thread starts with boxes of its own and takes their panels one by one; done with them, it helps with the others'
-    panels, at the price of packing such a box again.
+    A thread that helps with another's panels packs their box again.
     """
-    tiles, g, taps, depth, borders, space, k_block, width, boxes, epilogue = thawed(constants)
+    tiles, g, taps, depth, borders, space, k_block, width, boxes, epilogue, shares = thawed(constants)
     per_group = -(-g.group_out // width)
     panels = g.groups * per_group
     packed, sums, x_offsets, y_offsets = space_of(space, scratch)
+    source = packed
     current = -1
     points = 0
-    for i in range(boxes):
-        box = (boxes * thread // threads + i) % boxes
-        start = box_start(g, box)
-        source = packed if g.in_place == 0 else advance(x, input_offset(g, start[0], start[1], start[2], start[3]))
-        while True:
-            panel = next_task(advance(counters, box))
-            if panel >= panels:
-                break
-            if box != current:
-                end = box_end(g, start[0], start[1], start[2], start[3])
-                points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
-                if g.in_place == 0:
-                    pack_box(g, x, zero_element(x), borders, start, end, 0, g.groups * g.group_in, packed)
-                current = box
-            group = panel // per_group
-            channel = (panel - group * per_group) * width
-            count = min(width, g.group_out - channel)
-            result = advance(y, (group * g.group_out + channel) * g.y_channel)
-            for k in range(0, depth, k_block):
-                k_end = min(depth, k + k_block)
-                row = stored = 0
-                while row < points:
-                    # A sum that ends here only passes through `sums`, which then stays in the first-level cache.
-                    own = advance(sums, (row - stored if k_block >= depth else row) * width)
-                    if g.y_channel > 1 and k_end == depth:
-                        for c in range(count):
-                            prefetch_write(result, get(y_offsets, row) + c * g.y_channel)
-                    row += multiply_tile(
-                        tiles, points - row, advance(source, group * g.group_in * g.p_channel), advance(x_offsets, row),
-                        advance(taps, k), k_end - k, advance(w, (panel * depth + k) * width), width,
-                        advance(bias, panel * width) if k == 0 else own, 0 if k == 0 else width, own, count)
-                    if k_end == depth and (row - stored >= STORED_ROWS or row == points):
-                        store_points(advance(sums, 0 if k_block >= depth else stored * width), width, row - stored, result,
-                                     advance(y_offsets, stored), g.y_channel, count, epilogue)
-                        stored = row
+    for task in own_first(counters, thread, shares, boxes * panels):
+        box, panel = task // panels, task % panels
+        if box != current:
+            start = box_start(g, box)
+            end = box_end(g, start[0], start[1], start[2], start[3])
+            points = box_tables(g, start, end, x_offsets, y_offsets, TILE_ROWS)
+            if g.in_place == 0:
+                pack_box(g, x, zero_element(x), borders, start, end, 0, g.groups * g.group_in, packed)
+            else:
+                source = advance(x, input_offset(g, start[0], start[1], start[2], start[3]))
+            current = box
+        group = panel // per_group
+        channel = (panel - group * per_group) * width
+        count = min(width, g.group_out - channel)
+        result = advance(y, (group * g.group_out + channel) * g.y_channel)
+        for k in range(0, depth, k_block):
+            k_end = min(depth, k + k_block)
+            row = stored = 0
+            while row < points:
+                # A sum that ends here only passes through `sums`, which then stays in the first-level cache.
+                own = advance(sums, (row - stored if k_block >= depth else row) * width)
+                if g.y_channel > 1 and k_end == depth:
+                    for c in range(count):
+                        prefetch_write(result, get(y_offsets, row) + c * g.y_channel)
+                row += multiply_tile(
+                    tiles, points - row, advance(source, group * g.group_in * g.p_channel), advance(x_offsets, row),
+                    advance(taps, k), k_end - k, advance(w, (panel * depth + k) * width), width,
+                    advance(bias, panel * width) if k == 0 else own, 0 if k == 0 else width, own, count)
+                if k_end == depth and (row - stored >= STORED_ROWS or row == points):
+                    store_points(advance(sums, 0 if k_block >= depth else stored * width), width, row - stored, result,
+                                 advance(y_offsets, stored), g.y_channel, count, epilogue)
+                    stored = row
 
 
 class Forward:
@@ -115,8 +113,9 @@ class Forward:
         points = g.points + TILE_ROWS
         space = make_space(g.packed, points * width, points, p.dtype)
         constants = (tile_addresses(p.dtype), g, tap_offsets(p, g), p.taps, p.border_sources(), space, -(-p.taps // blocks), width,
-                     g.boxes, epilogue_of(p))
-        self.kernel = im2col_forward.bind(p.dtype, constants, scratch=space.size, counters=g.boxes, parallel=p.flops > SERIAL_FLOPS)
+                     g.boxes, epilogue_of(p), threads)
+        self.kernel = im2col_forward.bind(p.dtype, constants, scratch=space.size, counters=threads * COUNTER_PITCH,
+                                          parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads)
         self.pack = PanelPacking(weight_matrices(p, layout or forward_layout(p)), width, p.dtype)
         self.bias = PaddedBias(p, width)

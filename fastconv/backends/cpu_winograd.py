@@ -37,16 +37,17 @@ from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, transform_address
 from ._boxes import strides_of
 from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, tile_addresses, weight_matrices
-from ._jit import num_threads, outlined
+from ._jit import inlined, num_threads, outlined
 from ._phases import build_grad_input, phase_seconds, phases_refusal
 from ._scratch import operand, used_once
 from ._simd import (
+    COUNTER_PITCH,
     TILE_ROWS,
     advance,
     as_int32,
     get,
     lane_count,
-    next_task,
+    own_first,
     parallel_kernel,
     put,
     raise_flag,
@@ -122,17 +123,27 @@ def tile_table(g, s, t, count, tiles):
         put(tiles, g.box_d * count + i, get(tiles, g.box_d * count - 1))
 
 
+@inlined
+def box_corners(g, t, place):
+    """The first (image, depth, row, column) of a box of output points, and the ones behind its last."""
+    wide, deep = -(-g.out_w // g.box_w), -(-g.out_d // g.box_d)
+    tile_row = t.tile_h * t.dilation_h
+    row = place // wide % g.high
+    start = (place // (wide * g.high * deep), place // (wide * g.high) % deep * g.box_d, g.tiles_down * row // g.high * tile_row,
+             place % wide * g.box_w)
+    end = (start[0] + 1, min(start[1] + g.box_d, g.out_d), min(g.tiles_down * (row + 1) // g.high * tile_row, g.out_h),
+           min(start[3] + g.box_w, g.out_w))
+    return start, end
+
+
 @parallel_kernel
 def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(convolution of x with the transformed weights u + bias), by (box, group) and panel.
 
-    A thread starts with boxes of its own and takes their panels one by one; done with them, it helps with the others'
-    panels, at the price of transforming such a box again.
+    A thread that helps with another's panels transforms their box again.
     """
-    zeros, register_tiles, g, s, t, output_transform, borders, space, taps, ramp, width, boxes, epilogue = thawed(constants)
+    zeros, register_tiles, g, s, t, output_transform, borders, space, taps, ramp, width, boxes, epilogue, shares = thawed(constants)
     per_group = -(-g.group_out // width)
-    wide, high, deep = -(-g.out_w // g.box_w), g.high, -(-g.out_d // g.box_d)
-    tile_row = t.tile_h * t.dilation_h
     v = advance(scratch, space.packed)
     sums = advance(v, space.v)
     rows = advance(sums, space.sums)
@@ -140,45 +151,37 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
     products = g.products_h * t.products_w
     depth = g.kernel_d * g.channels
     current = -1
-    count = 0
-    for i in range(boxes):
-        box = (boxes * thread // threads + i) % boxes
+    count = down = across = 0
+    start = end = (0, 0, 0, 0)
+    for task in own_first(counters, thread, shares, boxes * per_group):
+        box, panel = task // per_group, task % per_group
         group = box % g.groups
-        place = box // g.groups
-        row = place // wide % high
-        start = (place // (wide * high * deep), place // (wide * high) % deep * g.box_d, g.tiles_down * row // high * tile_row,
-                 place % wide * g.box_w)
-        end = (start[0] + 1, min(start[1] + g.box_d, g.out_d), min(g.tiles_down * (row + 1) // high * tile_row, g.out_h),
-               min(start[3] + g.box_w, g.out_w))
-        down = -(-(end[2] - start[2]) // tile_row)
-        across = -(-(end[3] - start[3]) // (t.tile_w * t.dilation_w))
-        while True:
-            panel = next_task(advance(counters, box))
-            if panel >= per_group:
-                break
-            if box != current:
-                corner = (start[0], start[1] * s.stride_d, start[2] * s.stride_h, start[3] * s.stride_w)
-                row_tiles = t.dilation_h * across * t.dilation_w
-                count = down * row_tiles
-                pack_tiles(s, x, zero_element(x), borders, corner, group, scratch)
-                transform_tiles(s, t, scratch, down, across, count * s.lines, row_tiles * s.lines, v)
-                tile_table(g, s, t, count, tiles)
-                current = box
-            points = (end[1] - start[1]) * count
-            output = group * g.group_out + panel * width
-            channels = min(width, g.group_out - panel * width)
-            weights = advance(u, (group * per_group + panel) * products * g.u_product)
-            for product in range(products):
-                row = 0
-                while row < points:
-                    row += multiply_tile(register_tiles, points - row, advance(v, product * t.product), advance(tiles, row),
-                                         taps, depth, advance(weights, product * g.u_product), width, zeros, 0,
-                                         advance(sums, product * g.m_product + row * width), channels)
-            for d in range(end[1] - start[1]):
-                to = advance(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
-                if not store_tiles(g, t, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count,
-                                   down, across, start, end, rows, ramp, to, channels, epilogue):
-                    raise_flag(counters)
+        if box != current:
+            start, end = box_corners(g, t, box // g.groups)
+            down = -(-(end[2] - start[2]) // (t.tile_h * t.dilation_h))
+            across = -(-(end[3] - start[3]) // (t.tile_w * t.dilation_w))
+            row_tiles = t.dilation_h * across * t.dilation_w
+            count = down * row_tiles
+            corner = (start[0], start[1] * s.stride_d, start[2] * s.stride_h, start[3] * s.stride_w)
+            pack_tiles(s, x, zero_element(x), borders, corner, group, scratch)
+            transform_tiles(s, t, scratch, down, across, count * s.lines, row_tiles * s.lines, v)
+            tile_table(g, s, t, count, tiles)
+            current = box
+        points = (end[1] - start[1]) * count
+        output = group * g.group_out + panel * width
+        channels = min(width, g.group_out - panel * width)
+        weights = advance(u, (group * per_group + panel) * products * g.u_product)
+        for product in range(products):
+            row = 0
+            while row < points:
+                row += multiply_tile(register_tiles, points - row, advance(v, product * t.product), advance(tiles, row),
+                                     taps, depth, advance(weights, product * g.u_product), width, zeros, 0,
+                                     advance(sums, product * g.m_product + row * width), channels)
+        for d in range(end[1] - start[1]):
+            to = advance(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
+            if not store_tiles(g, t, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count,
+                               down, across, start, end, rows, ramp, to, channels, epilogue):
+                raise_flag(counters)
 
 
 class UsedOnce(NamedTuple):
@@ -204,8 +207,10 @@ class Forward:
         space = self._space(g, s, t)
         boxes = p.batch * p.groups * g.boxes
         constants = (np.zeros(self.width, p.dtype), tile_addresses(p.dtype), g, s, t, transform_address(OUTPUT, *a.keys, p.dtype),
-                     input_borders(p, s), space, taps, np.arange(g.box_w + TILE_ROWS) * g.y_point, self.width, boxes, epilogue_of(p))
-        self.kernel = winograd_forward.bind(p.dtype, constants, scratch=sum(space), counters=boxes, parallel=p.flops > SERIAL_FLOPS)
+                     input_borders(p, s), space, taps, np.arange(g.box_w + TILE_ROWS) * g.y_point, self.width, boxes, epilogue_of(p),
+                     num_threads())
+        self.kernel = winograd_forward.bind(p.dtype, constants, scratch=sum(space), counters=num_threads() * COUNTER_PITCH,
+                                            parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(num_threads())
         self.bias = PaddedBias(p, self.width)
         self.layout = layout or forward_layout(p)
