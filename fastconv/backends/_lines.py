@@ -22,7 +22,8 @@ from ..problem import Problem
 from ._boxes import Geometry, box_end, box_start, fill_run, input_offset, pack_line
 from ._gemm import Epilogue, epilogue_of
 from ._jit import address_of, addressed, inlined, num_threads, outlined
-from ._line_choice import SERIAL_FLOPS, boxes_and_block, tile_rows
+from ._line_choice import boxes_and_block, tile_rows
+from ._planes import threads_of, uses_threads
 from ._scratch import operand
 from ._simd import (
     LANES_TILES,
@@ -245,7 +246,7 @@ class Lined:
 
     def __init__(self, problem: Problem, in_place: bool):
         p = self.problem = problem
-        self.threads = num_threads() if p.flops > SERIAL_FLOPS else 1
+        self.threads = threads_of(p)
         self.lanes = lane_count(p.dtype)
         self.geometry, self.block = boxes_and_block(p, self.threads, in_place)
         self.lines = self._lines(self.geometry, self.block * p.group_in)
@@ -297,7 +298,7 @@ class Forward(Lined):
         space = self.space()
         constants = (self.geometry, self.lines, space, self.offsets(p.group_in), p.taps, p.border_sources(), addresses, sizes,
                      len(self.rows), self.block, local, whole, epilogue_of(p))
-        self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
+        self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=uses_threads(p))
         self.no_bias = np.zeros(p.out_channels, p.dtype)
 
         self.order = None
