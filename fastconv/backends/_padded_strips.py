@@ -16,8 +16,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._gemm import epilogue_of
@@ -36,7 +34,7 @@ from ._simd import (
     thawed,
     zero,
 )
-from ._simd.emit import VECTOR_REGISTERS
+from ._simd.emit import VECTOR_REGISTERS, pointer_to
 from ._strips import call_strips, strips_signature
 
 # Rows of a tall and of a short tile: the sums, a column of input vectors and a weight fill the registers.
@@ -94,7 +92,7 @@ PADDED = {size: make_padded(size) for size in SIZES}
 @functools.cache
 def padded_address(size: int, dtype: str) -> int:
     """Address of the compiled strips of a kernel size."""
-    return address_of(PADDED[size], strips_signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(PADDED[size], strips_signature(pointer_to(dtype)))
 
 
 @outlined

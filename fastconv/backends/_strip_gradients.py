@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._jit import address_of, addressed
@@ -35,7 +34,7 @@ from ._simd import (
     tile_zeros,
     zero_element,
 )
-from ._simd.emit import emit_call
+from ._simd.emit import call_by_address, pointer_to
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise, grad_weight)
 EFFICIENCY = 0.6  # of the tiles, masked ones at the edges included
@@ -91,19 +90,13 @@ def _signature(p: types.CPointer) -> tuple[Any, ...]:
 @functools.cache
 def gradients_address(kh: int, kw: int, stride: int, dtype: str) -> int:
     """Address of the compiled gradients of a part of a kernel."""
-    return address_of(GRADIENTS[kh, kw, stride], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(GRADIENTS[kh, kw, stride], _signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_gradients(typingctx, gradients, x, pitch, rows, step, zeros, gy, gy_pitch, out_h, out_w, low, in_w, dilation, target):
     """Call gradients through their address."""
-    arguments = _signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(_signature(x))
 
 
 class Pairs(NamedTuple):

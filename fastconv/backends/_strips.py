@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._boxes import pack_row
-from ._gemm import Epilogue, epilogue_of
+from ._gemm import epilogue_of, epilogue_type
 from ._jit import address_of, addressed, inlined
 from ._planes import PLANE_OVERHEAD, STRIDE_FACTOR, PlaneEngine, task_size, with_waiting
 from ._simd import (
@@ -40,7 +39,7 @@ from ._simd import (
     thawed,
     zero_element,
 )
-from ._simd.emit import VECTOR_REGISTERS, emit_call
+from ._simd.emit import VECTOR_REGISTERS, call_by_address, pointer_to
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise and filters)
 EFFICIENCY = 0.92  # of the tiles inside the image
@@ -160,27 +159,20 @@ STRIPS = {name: make_strips(*shape) for name, shape in SHAPES.items()}
 
 def strips_signature(p: types.CPointer) -> tuple[Any, ...]:
     """Argument types of strips."""
-    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
     word = types.int64
-    return (p, word, types.CPointer(types.int32), word, p, p, p, p, *[word] * 7, epilogue)
+    return (p, word, types.CPointer(types.int32), word, p, p, p, p, *[word] * 7, epilogue_type(p))
 
 
 @functools.cache
 def strips_address(name: str, dtype: str) -> int:
     """Address of the compiled strips of a shape."""
-    return address_of(STRIPS[name], strips_signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(STRIPS[name], strips_signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_strips(typingctx, strips, x, pitch, rows, step, zeros, w, bias, y, y_pitch, out_h, run, end, low, in_w, dilation, epilogue):
     """Call strips through their address."""
-    arguments = strips_signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(strips_signature(x))
 
 
 @inlined

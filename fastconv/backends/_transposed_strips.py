@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._gemm import Epilogue, epilogue_of
+from ._gemm import epilogue_of, epilogue_type
 from ._jit import address_of, addressed
 from ._planes import PLANE_OVERHEAD, PlaneEngine, task_size
 from ._simd import (
@@ -35,7 +34,7 @@ from ._simd import (
     thawed,
     transposed_tile,
 )
-from ._simd.emit import emit_call
+from ._simd.emit import call_by_address, pointer_to
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise, grad_input)
 EFFICIENCY = 0.6  # of the tiles, masked ones at the edges included
@@ -82,26 +81,19 @@ STRIPS = {size: make_transposed(size) for size in SIZES}
 
 
 def _signature(p: types.CPointer) -> tuple[Any, ...]:
-    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
-    return (p, types.CPointer(types.int32), p, p, p, p, *[types.int64] * 7, epilogue)
+    return (p, types.CPointer(types.int32), p, p, p, p, *[types.int64] * 7, epilogue_type(p))
 
 
 @functools.cache
 def transposed_address(size: int, dtype: str) -> int:
     """Address of the compiled strips of a kernel size."""
-    return address_of(STRIPS[size], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(STRIPS[size], _signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_transposed(typingctx, strips, gy, rows, zeros, w, bias, gx, in_h, in_w, out_w, first, count, start, odd, epilogue):
     """Call strips through their address."""
-    arguments = _signature(gy)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(_signature(gy))
 
 
 class Planes(NamedTuple):
