@@ -144,6 +144,15 @@ def multiply_tile(tiles, left, x, row_offsets, k_offsets, depth, w, width, start
     return min(left, rows)
 
 
+@inlined
+def multiply_rows(tiles, rows, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
+    """All tiles of `rows` rows of a panel, whose sums start from rows `start_pitch` apart."""
+    row = 0
+    while row < rows:
+        row += multiply_tile(tiles, rows - row, x, advance(row_offsets, row), k_offsets, depth, w, width,
+                             advance(start, row * start_pitch), start_pitch, advance(sums, row * width), count)
+
+
 @outlined
 def store_points(sums, width, rows, y, y_offsets, y_channel, count, epilogue):
     """Apply the epilogue to `rows` rows of sums and write their first `count` channels to y."""
