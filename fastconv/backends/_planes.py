@@ -42,7 +42,7 @@ def tasks_wanted() -> int:
 
 
 def planes_of_a_task(problem: Problem, planes: int, wanted: int) -> int:
-    """Whole planes that one task computes: few enough for the tasks wanted, but no more than make it worth taking."""
+    """Whole planes that one task computes: as many as make it worth taking, but few enough for the tasks wanted."""
     return max(1, min(planes // wanted, TASK_FLOPS * planes // max(1, problem.flops)))
 
 
