@@ -11,7 +11,7 @@ It refuses nothing. Its strengths are depthwise and grouped convolutions, images
     _line_gradients     weight gradients of everything
     _transposed_strips  input gradients of single planes with stride 2
 
-Any other `grad_input` is the forward convolutions of its phases (`Problem.phases`).
+What they share is in `_planes`. Any other `grad_input` is the forward convolutions of its phases (`Problem.phases`).
 
 Source: the definition; register blocking of direct convolution: Georganas et al., "Anatomy of high-performance deep
 learning convolutions on SIMD architectures" (2018), section II.
