@@ -27,7 +27,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._jit import address_of, addressed
-from ._simd.emit import I64, emit_call, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
+from ._simd.emit import I64, call_by_address, emit_fma, emit_load, emit_scale, emit_store, vector_of, zero_of
 
 ROOT = 2**0.5
 # number of finite points -> points; the remaining one is infinity
@@ -244,10 +244,4 @@ def _transforms(kind: int, high: tuple[int, int, int], wide: tuple[int, int, int
 def call_transform(typingctx, address, source, source_row, source_column, target, target_row, target_column, bias):
     """Call a transform through its address, by Numba's calling convention."""
     words = (types.intp, types.intp)
-    arguments = (source, *words, target, *words, bias)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, *arguments), codegen
+    return call_by_address((source, *words, target, *words, bias))

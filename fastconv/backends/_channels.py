@@ -20,8 +20,8 @@ from ..problem import Problem
 from ._boxes import TASKS_PER_THREAD, strides_of
 from ._gemm import epilogue_of
 from ._jit import inlined, num_threads, outlined
+from ._planes import PlaneEngine
 from ._simd import (
-    COUNTER_PITCH,
     advance,
     get,
     lane_count,
@@ -47,7 +47,6 @@ PIXEL_OVERHEAD = 10  # of a pixel of outputs
 TRANSPOSE_OVERHEAD = 10  # of the same where channels come first
 COPY_COST = 10  # of a pixel of padded input
 GATHER_COST = 10  # of a tap's weights
-SERIAL_FLOPS = 800_000  # below which one thread is done before a second has started (bench_conv.py, tiny)
 RUN_BYTES = 256 * 1024  # of copied input and sums of a task: a quarter of the second-level cache (bench_conv.py, depthwise 7x7)
 MOST_BYTES = 4 * 1024 * 1024  # of scratch of a thread
 TAP_RUN = 3  # neighbouring taps of a kernel row at once: a pixel loaded once meets all of them (one at a time reached 188 GFLOP/s)
@@ -258,53 +257,40 @@ def slots(problem: Problem) -> float:
     return p.batch * -(-p.out_channels // lane_count(p.dtype)) * block / EFFICIENCY
 
 
-class ByChannels:
+def _channels(problem: Problem) -> Channels:
+    p = problem
+    lanes, stride = lane_count(p.dtype), p.stride[1]
+    (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
+    row, reach_h = _row(p), p.dilation[1] * (p.kernel_size[1] - 1)
+    row_bytes = (row * stride + out_w * lanes) * p.itemsize
+    blocks = p.batch * -(-p.out_channels // lanes)
+    wanted = -(-TASKS_PER_THREAD * num_threads() // blocks)
+    run = min(out_h, max(1, reach_h // stride, RUN_BYTES // row_bytes))
+    if -(-out_h // run) < wanted:
+        run = max(min(run, 2 * reach_h // stride), min(run, -(-out_h // wanted)), 1)
+    run = -(-out_h // -(-out_h // run))
+    x_strides = strides_of(p.in_channels, p.input_size, p.channels_last)
+    y_strides = strides_of(p.out_channels, p.output_size, p.channels_last)
+    runs = p.kernel_size[2] // TAP_RUN if stride == p.dilation[2] == 1 else 0
+    w_start = ((run - 1) * stride + reach_h + 1) * row
+    return Channels(p.channels_last, p.out_channels, p.batch, in_h, in_w, out_h, out_w, p.kernel_size[1], p.taps,
+                    p.kernel_size[1] * runs, p.kernel_size[1] * (p.kernel_size[2] - runs * TAP_RUN), stride, p.dilation[1],
+                    p.padding[1][0], p.padding[2][0], p.padded_size[2], x_strides[0], x_strides[1], *x_strides[3:],
+                    y_strides[0], y_strides[1], y_strides[4], run, row // stride, row, w_start, w_start + p.taps * lanes,
+                    w_start + (p.taps + 1) * lanes)
+
+
+class ByChannels(PlaneEngine):
     """The forward pass by blocks of channels."""
 
     def __init__(self, problem: Problem):
-        p = self.problem = problem
-        g = self._channels()
+        p, g, lanes = problem, _channels(problem), lane_count(problem.dtype)
         _, rows, columns = p.border_sources()
         (_, kh, kw), (_, dilation_h, dilation_w) = p.kernel_size, p.dilation
         column = np.arange(kw) * dilation_w
-        offset = np.arange(kh)[:, None] * dilation_h * g.row + column % g.stride * g.phase + column // g.stride * lane_count(p.dtype)
-        table = np.stack([offset, np.arange(p.taps).reshape(kh, kw) * lane_count(p.dtype)], axis=-1).astype(np.int32)
+        offset = np.arange(kh)[:, None] * dilation_h * g.row + column % g.stride * g.phase + column // g.stride * lanes
+        table = np.stack([offset, np.arange(p.taps).reshape(kh, kw) * lanes], axis=-1).astype(np.int32)
         alone = kw - g.tap_runs // kh * TAP_RUN
         taps = np.concatenate([table[:, :kw - alone:TAP_RUN].ravel(), table[:, kw - alone:].ravel()])
-        size = g.sums_start + (0 if p.channels_last else g.run * g.out_w * lane_count(p.dtype))
-        constants = (g, rows, columns, taps, epilogue_of(p), num_threads())
-        self.kernel = direct_channels.bind(p.dtype, constants, scratch=size, counters=num_threads() * COUNTER_PITCH,
-                                           parallel=p.flops > SERIAL_FLOPS)
-        self.no_bias = np.zeros(p.out_channels, p.dtype)
-
-    def _channels(self) -> Channels:
-        p = self.problem
-        lanes, stride = lane_count(p.dtype), p.stride[1]
-        (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
-        row, reach_h = _row(p), p.dilation[1] * (p.kernel_size[1] - 1)
-        row_bytes = (row * stride + out_w * lanes) * p.itemsize
-        blocks = p.batch * -(-p.out_channels // lanes)
-        wanted = -(-TASKS_PER_THREAD * num_threads() // blocks)
-        run = min(out_h, max(1, reach_h // stride, RUN_BYTES // row_bytes))
-        if -(-out_h // run) < wanted:
-            run = max(min(run, 2 * reach_h // stride), min(run, -(-out_h // wanted)), 1)
-        run = -(-out_h // -(-out_h // run))
-        x_strides = strides_of(p.in_channels, p.input_size, p.channels_last)
-        y_strides = strides_of(p.out_channels, p.output_size, p.channels_last)
-        runs = p.kernel_size[2] // TAP_RUN if stride == p.dilation[2] == 1 else 0
-        w_start = ((run - 1) * stride + reach_h + 1) * row
-        return Channels(p.channels_last, p.out_channels, p.batch, in_h, in_w, out_h, out_w, p.kernel_size[1], p.taps,
-                        p.kernel_size[1] * runs, p.kernel_size[1] * (p.kernel_size[2] - runs * TAP_RUN), stride, p.dilation[1],
-                        p.padding[1][0], p.padding[2][0], p.padded_size[2], x_strides[0], x_strides[1], *x_strides[3:],
-                        y_strides[0], y_strides[1], y_strides[4], run, row // stride, row, w_start, w_start + p.taps * lanes,
-                        w_start + (p.taps + 1) * lanes)
-
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        return w.reshape(-1)
-
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel(x, packed, self.no_bias if bias is None else bias, out)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.kernel.scratch_bytes(num_threads())
+        size = g.sums_start + (0 if p.channels_last else g.run * g.out_w * lanes)
+        super().__init__(p, direct_channels, (g, rows, columns, taps, epilogue_of(p)), scratch=size)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import types
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._boxes import copy_run
@@ -51,6 +50,7 @@ from ._simd import (
     transpose_block,
     transpose_chosen,
 )
+from ._simd.emit import pointer_to
 from ._weights import NO_TERM, JointLayout, WeightLayout
 
 PREFETCHED_ROWS = 64  # of a panel ahead of the sum: 8 KiB (bench_conv.py, 3x3_512@14: 1.12 ms without, .83 with)
@@ -80,6 +80,11 @@ def epilogue_of(problem: Problem) -> Epilogue:
     if dtype.kind == "i":
         slope, ceiling = int(slope), min(ceiling, np.iinfo(dtype).max)
     return Epilogue(problem.activation is not None, dtype.type(slope), dtype.type(ceiling))
+
+
+def epilogue_type(pointer: types.CPointer) -> types.NamedTuple:
+    """The epilogue's type in compiled functions that are called through their address."""
+    return types.NamedTuple((types.boolean, pointer.dtype, pointer.dtype), Epilogue)
 
 
 def make_tile(rows: int, columns: int):
@@ -123,7 +128,7 @@ TILES = {(rows, columns): make_tile(rows, columns) for rows in TILE_SIZES for co
 @functools.cache
 def tile_addresses(dtype: str) -> np.ndarray:
     """Addresses of the micro-kernels: those of full panels by their rows, then those of panels that one vector covers."""
-    signature = tile_signature(types.CPointer(from_dtype(np.dtype(dtype))))
+    signature = tile_signature(pointer_to(dtype))
     table = np.zeros(2 * (TILE_ROWS + 1), np.int64)
     for (rows, columns), tile in TILES.items():
         table[rows + (TILE_ROWS + 1 if columns == 1 else 0)] = address_of(tile, signature)
@@ -137,6 +142,15 @@ def multiply_tile(tiles, left, x, row_offsets, k_offsets, depth, w, width, start
     address = tiles[rows if count > lanes_of(w) else TILE_ROWS + 1 + rows]
     call_tile(address, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
     return min(left, rows)
+
+
+@inlined
+def multiply_rows(tiles, rows, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
+    """All tiles of `rows` rows of a panel, whose sums start from rows `start_pitch` apart."""
+    row = 0
+    while row < rows:
+        row += multiply_tile(tiles, rows - row, x, advance(row_offsets, row), k_offsets, depth, w, width,
+                             advance(start, row * start_pitch), start_pitch, advance(sums, row * width), count)
 
 
 @outlined

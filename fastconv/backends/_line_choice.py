@@ -6,8 +6,8 @@ import functools
 import math
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, Geometry, cut, speedup
-from ._jit import num_threads
+from ._boxes import TASKS_PER_THREAD, Geometry, cut
+from ._planes import threads_of, with_waiting
 from ._simd import LANES_TILES, lane_count
 
 # Costs in vector multiply-adds (bench_conv.py, first layers, grouped)
@@ -22,7 +22,6 @@ PAGE_BYTES = 4096  # addresses so far apart share a set of the first-level cache
 SET_BYTES, SET_WAYS = 64 * 1024, 16  # and so far apart one of the second-level cache, which holds so many lines
 ALIASED_OVERHEAD = 12  # of a vector of outputs whose channels share one of the first (bench_conv.py, 1x1)
 ALIASED_FACTOR = 1.7  # of taps read in place from more channels than that (the same)
-SERIAL_FLOPS = 800_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 BUDGET_BYTES = 64 * 1024  # of packed input of a task: it shares the caches with y (benchmarks/bench_conv.py, depthwise)
 
 
@@ -73,8 +72,7 @@ def slots(problem: Problem) -> float:
     """Time of a run on one thread, in vector multiply-adds; more where there are not tasks for all threads."""
     p = problem
     lanes = lane_count(p.dtype)
-    threads = num_threads() if p.flops > SERIAL_FLOPS else 1
-    g, block = boxes_and_block(p, threads, True)
+    g, block = boxes_and_block(p, threads_of(p), True)
     vectors = g.box_n * g.box_d * g.box_h * -(-g.box_w // lanes)
     each = VECTOR_OVERHEAD + (SCATTER_COST if p.channels_last else 0)
     if math.prod(p.output_size) * p.itemsize % PAGE_BYTES == 0:
@@ -88,4 +86,4 @@ def slots(problem: Problem) -> float:
     work *= g.boxes * p.groups
     if not g.in_place:
         work += copy_slots(p, g)
-    return work * threads / speedup(g.boxes * -(-p.groups // block), threads)
+    return with_waiting(p, work, g.boxes * -(-p.groups // block))

@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, box_end, box_start, speedup
+from ._boxes import TASKS_PER_THREAD, box_end, box_start
 from ._jit import num_threads
-from ._line_choice import SERIAL_FLOPS, boxes_and_block, copy_slots
+from ._line_choice import boxes_and_block, copy_slots
 from ._lines import Lined, box_output, pack_lines, vector_tables
+from ._planes import threads_of, uses_threads, with_waiting
 from ._simd import (
     DOT_TILE,
     advance,
@@ -82,12 +83,12 @@ def direct_grad_weight(x, gy, unused, parts, constants, scratch, counters, threa
 def slots(problem: Problem) -> float:
     """Time of a run on one thread, in vector multiply-adds; more where there are not tasks for all threads."""
     p = problem
-    threads = num_threads() if p.flops > SERIAL_FLOPS else 1
+    threads = threads_of(p)
     g, block = boxes_and_block(p, threads, False)
     vectors = p.batch * p.out_channels * math.prod(p.output_size[:2]) * -(-p.output_size[2] // lane_count(p.dtype))
     tiles = -(-math.prod(p.kernel_size) // DOT_TILE)
     work = p.group_in * tiles * (vectors * DOT_TILE * TAP_COST + g.boxes * p.out_channels * TOTALS_COST)
-    return SUMMED_COST * threads + (work + copy_slots(p, g)) * threads / speedup(g.boxes * -(-p.groups // block), threads)
+    return SUMMED_COST * threads + with_waiting(p, work + copy_slots(p, g), g.boxes * -(-p.groups // block))
 
 
 class GradWeight(Lined):
@@ -105,7 +106,7 @@ class GradWeight(Lined):
         self.shares = max(1, min(g.boxes, -(-TASKS_PER_THREAD * self.threads // tasks)))
         space = self.space()
         constants = (g, self.lines, space, taps, self.kernel_points, self.row, p.border_sources(), self.block, self.shares)
-        self.kernel = direct_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
+        self.kernel = direct_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=uses_threads(p))
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         """Gy with channels first."""

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from ._boxes import Geometry, box_end, box_start, fill_run, input_offset, pack_line
-from ._gemm import Epilogue, epilogue_of
+from ._gemm import epilogue_of, epilogue_type
 from ._jit import address_of, addressed, inlined, num_threads, outlined
-from ._line_choice import SERIAL_FLOPS, boxes_and_block, tile_rows
+from ._line_choice import boxes_and_block, tile_rows
+from ._planes import threads_of, uses_threads
 from ._scratch import operand
 from ._simd import (
     LANES_TILES,
@@ -44,7 +44,7 @@ from ._simd import (
     tile_store_lanes,
     zero_element,
 )
-from ._simd.emit import emit_call
+from ._simd.emit import call_by_address, pointer_to
 
 SMALL_WEIGHTS = 16_384  # elements that are picked by a table faster than copied tile by tile (bench_conv.py, tiny)
 MOST_COLUMNS = max(LANES_TILES.values())
@@ -168,26 +168,19 @@ TILES = {rows: make_tile(rows, columns) for rows, columns in LANES_TILES.items()
 
 def _signature(p: types.CPointer) -> tuple[Any, ...]:
     small, large = types.CPointer(types.int32), types.CPointer(types.int64)
-    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
-    return (p, small, small, types.int64, p, p, p, types.int64, large, small, epilogue)
+    return (p, small, small, types.int64, p, p, p, types.int64, large, small, epilogue_type(p))
 
 
 @functools.cache
 def tile_address(rows: int, dtype: str) -> int:
     """Address of the micro-kernel of so many rows."""
-    return address_of(TILES[rows], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(TILES[rows], _signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_lanes_tile(typingctx, tile, x, x_offsets, taps, depth, w, bias, y, y_pitch, y_offsets, counts, epilogue):
     """Call a micro-kernel through its address."""
-    arguments = _signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(_signature(x))
 
 
 @parallel_kernel
@@ -245,7 +238,7 @@ class Lined:
 
     def __init__(self, problem: Problem, in_place: bool):
         p = self.problem = problem
-        self.threads = num_threads() if p.flops > SERIAL_FLOPS else 1
+        self.threads = threads_of(p)
         self.lanes = lane_count(p.dtype)
         self.geometry, self.block = boxes_and_block(p, self.threads, in_place)
         self.lines = self._lines(self.geometry, self.block * p.group_in)
@@ -297,7 +290,7 @@ class Forward(Lined):
         space = self.space()
         constants = (self.geometry, self.lines, space, self.offsets(p.group_in), p.taps, p.border_sources(), addresses, sizes,
                      len(self.rows), self.block, local, whole, epilogue_of(p))
-        self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
+        self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=uses_threads(p))
         self.no_bias = np.zeros(p.out_channels, p.dtype)
 
         self.order = None

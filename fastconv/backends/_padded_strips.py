@@ -16,15 +16,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, speedup
 from ._gemm import epilogue_of
-from ._jit import address_of, addressed, num_threads, outlined
+from ._jit import address_of, addressed, outlined
+from ._planes import PlaneEngine, task_size, with_waiting
 from ._simd import (
-    COUNTER_PITCH,
     advance,
     lane_count,
     lanes_of,
@@ -37,8 +34,8 @@ from ._simd import (
     thawed,
     zero,
 )
-from ._simd.emit import VECTOR_REGISTERS
-from ._strips import SERIAL_FLOPS, TASK_FLOPS, call_strips, strips_signature
+from ._simd.emit import VECTOR_REGISTERS, pointer_to
+from ._strips import call_strips, strips_signature
 
 # Rows of a tall and of a short tile: the sums, a column of input vectors and a weight fill the registers.
 TALL, SHORT, COLUMNS = (14, 7, 2) if VECTOR_REGISTERS == 32 else (6, 3, 2)
@@ -95,7 +92,7 @@ PADDED = {size: make_padded(size) for size in SIZES}
 @functools.cache
 def padded_address(size: int, dtype: str) -> int:
     """Address of the compiled strips of a kernel size."""
-    return address_of(PADDED[size], strips_signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(PADDED[size], strips_signature(pointer_to(dtype)))
 
 
 @outlined
@@ -168,45 +165,30 @@ def slots(problem: Problem) -> float:
     tall, rest = divmod(p.output_size[1], TALL)
     rows = tall * TALL + (TALL if rest > SHORT else SHORT if rest else 0)
     copied = p.padded_size[1] * -(-p.input_size[2] // lanes) * COPY_COST / p.group_out
-    threads = num_threads() if p.flops > SERIAL_FLOPS else 1
     tasks = p.batch * p.out_channels * -(-p.output_size[1] // TALL)
     each = rows * vectors * (p.taps / EFFICIENCY + VECTOR_OVERHEAD) + copied + PLANE_OVERHEAD
-    return p.batch * p.out_channels * each * threads / speedup(tasks, threads)
+    return with_waiting(p, p.batch * p.out_channels * each, tasks)
 
 
-class PaddedStrips:
+def _padded(problem: Problem) -> Padded:
+    p = problem
+    (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
+    pitch, left = _pitch(p)
+    planes = p.batch * p.out_channels
+    fitting = (CHUNK_BYTES // (pitch * p.itemsize) - p.kernel_size[1]) // TALL
+    block, chunk = task_size(p, planes, -(-out_h // TALL), most=fitting)
+    return Padded(planes, p.out_channels, p.group_out, in_h, in_w, out_h, out_w, p.taps, p.kernel_size[1], block, chunk * TALL,
+                  pitch, left, left - p.padding[2][0])
+
+
+class PaddedStrips(PlaneEngine):
     """The forward pass by strips of copied rows."""
 
     def __init__(self, problem: Problem):
-        p = self.problem = problem
-        g = self._plane()
+        p, g = problem, _padded(problem)
         _, rows, _ = p.border_sources()
         copied = g.chunk - 1 + g.kernel_h
         identity = np.arange(copied + TALL, dtype=np.int32)
         size = (copied + TALL) * g.pitch  # the last tile reads rows beyond those copied
-        constants = (g, rows, identity, padded_address(p.kernel_size[1], p.dtype), epilogue_of(p), size, num_threads())
-        self.kernel = direct_padded.bind(p.dtype, constants, scratch=size, counters=num_threads() * COUNTER_PITCH,
-                                         parallel=p.flops > SERIAL_FLOPS)
-        self.no_bias = np.zeros(p.out_channels, p.dtype)
-
-    def _plane(self) -> Padded:
-        p = self.problem
-        (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
-        pitch, left = _pitch(p)
-        planes = p.batch * p.out_channels
-        wanted = 2 * TASKS_PER_THREAD * num_threads()
-        tiles = -(-out_h // TALL)
-        chunk = max(1, min(tiles, tiles * planes // wanted, (CHUNK_BYTES // (pitch * p.itemsize) - p.kernel_size[1]) // TALL))
-        block = max(1, min(planes // wanted, TASK_FLOPS * planes // max(1, p.flops))) if chunk == tiles else 1
-        return Padded(planes, p.out_channels, p.group_out, in_h, in_w, out_h, out_w, p.taps, p.kernel_size[1], block, chunk * TALL,
-                      pitch, left, left - p.padding[2][0])
-
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        return w.reshape(-1)
-
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel(x, packed, self.no_bias if bias is None else bias, out)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.kernel.scratch_bytes(num_threads())
+        constants = (g, rows, identity, padded_address(p.kernel_size[1], p.dtype), epilogue_of(p), size)
+        super().__init__(p, direct_padded, constants, scratch=size)

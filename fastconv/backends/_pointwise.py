@@ -21,11 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
 from . import Machine
-from ._gemm import FULL_ROWS, Epilogue, epilogue_of, panel_width
+from ._gemm import FULL_ROWS, epilogue_of, epilogue_type, panel_width
 from ._jit import address_of, addressed, num_threads, outlined
 from ._simd import (
     COUNTER_PITCH,
@@ -43,7 +42,7 @@ from ._simd import (
     tile_outer,
     tile_store_lanes,
 )
-from ._simd.emit import emit_call
+from ._simd.emit import call_by_address, pointer_to
 from ._weights import WeightLayout
 
 PANEL_BYTES = 256 * 1024  # of pixels by channels: a quarter of a second-level cache
@@ -96,26 +95,19 @@ TILES = {(rows, columns): make_tile(rows, columns) for rows in TILE_SIZES for co
 
 def _signature(p: types.CPointer) -> tuple[types.Type, ...]:
     small, large = types.CPointer(types.int32), types.CPointer(types.int64)
-    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
-    return (p, small, types.int64, types.int64, p, types.int64, p, p, types.int64, large, small, epilogue)
+    return (p, small, types.int64, types.int64, p, types.int64, p, p, types.int64, large, small, epilogue_type(p))
 
 
 @functools.cache
 def tile_address(rows: int, columns: int, dtype: str) -> int:
     """Address of the micro-kernel of so many rows and columns."""
-    return address_of(TILES[rows, columns], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(TILES[rows, columns], _signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_pixel_tile(typingctx, tile, w, w_outputs, w_channel, depth, x, x_channel, bias, y, y_pitch, y_offsets, counts, epilogue):
     """Call a micro-kernel through its address."""
-    arguments = _signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(_signature(x))
 
 
 @outlined

@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD
-from ._jit import address_of, addressed, num_threads
+from ._jit import address_of, addressed
+from ._planes import PLANE_OVERHEAD, STRIDE_FACTOR, PlaneEngine, planes_of_a_task, tasks_wanted, uses_threads
 from ._simd import (
-    COUNTER_PITCH,
     VECTOR_REGISTERS,
     advance,
     gradient_tile,
@@ -36,8 +34,7 @@ from ._simd import (
     tile_zeros,
     zero_element,
 )
-from ._simd.emit import emit_call
-from ._strips import PLANE_OVERHEAD, SERIAL_FLOPS, STRIDE_FACTOR, TASK_FLOPS
+from ._simd.emit import call_by_address, pointer_to
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise, grad_weight)
 EFFICIENCY = 0.6  # of the tiles, masked ones at the edges included
@@ -93,19 +90,13 @@ def _signature(p: types.CPointer) -> tuple[Any, ...]:
 @functools.cache
 def gradients_address(kh: int, kw: int, stride: int, dtype: str) -> int:
     """Address of the compiled gradients of a part of a kernel."""
-    return address_of(GRADIENTS[kh, kw, stride], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(GRADIENTS[kh, kw, stride], _signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_gradients(typingctx, gradients, x, pitch, rows, step, zeros, gy, gy_pitch, out_h, out_w, low, in_w, dilation, target):
     """Call gradients through their address."""
-    arguments = _signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(_signature(x))
 
 
 class Pairs(NamedTuple):
@@ -182,46 +173,41 @@ def slots(problem: Problem) -> float:
     return p.out_channels * p.group_in * p.batch * (vectors * each + PLANE_OVERHEAD)
 
 
-class StripGradients:
+def _pairs(problem: Problem) -> Pairs:
+    p = problem
+    kernel, stride, (_, out_h, out_w) = p.kernel_size[2], p.stride[2], p.output_size
+    pairs = p.out_channels * p.group_in
+    wanted = tasks_wanted() if uses_threads(p) else 1
+    block = planes_of_a_task(p, pairs, wanted)
+    shares = -(-wanted // -(-pairs // block))
+    runs = max(1, min(-(-shares // (p.batch * p.dilation[1])), out_h // p.dilation[1] // LEAST_ROWS))
+    shares = min(shares, p.batch * p.dilation[1] * runs)
+    parts = kernel_parts(kernel)
+    return Pairs(p.batch, p.in_channels, p.out_channels, p.group_in, p.group_out, p.input_size[1], p.input_size[2], out_h, out_w,
+                 kernel, stride, p.dilation[1], p.dilation[2], p.padding[2][0], len(parts), parts[0], block, runs, shares)
+
+
+class StripGradients(PlaneEngine):
     """The weight gradient by strips."""
 
     def __init__(self, problem: Problem):
-        p = self.problem = problem
-        g = self.pairs = self._pairs()
-        parts = kernel_parts(g.kernel)
-        addresses = np.array([gradients_address(rows, g.kernel, g.stride, p.dtype) for rows in parts], np.int64)
+        p = problem
+        g = self.pairs = _pairs(p)
+        addresses = np.array([gradients_address(rows, g.kernel, g.stride, p.dtype) for rows in kernel_parts(g.kernel)], np.int64)
         beyond = LEAST_ROWS * g.stride * g.dilation_h
         rows = np.pad(p.border_sources()[1], (0, beyond), constant_values=-1)
-        constants = (g, rows, np.zeros(g.in_w, p.dtype), addresses, num_threads())
-        self.kernel = direct_strip_gradients.bind(p.dtype, constants, counters=num_threads() * COUNTER_PITCH,
-                                                  parallel=p.flops > SERIAL_FLOPS)
-
-    def _pairs(self) -> Pairs:
-        p = self.problem
-        kernel, stride, (_, out_h, out_w) = p.kernel_size[2], p.stride[2], p.output_size
-        pairs = p.out_channels * p.group_in
-        wanted = 2 * TASKS_PER_THREAD * num_threads() if p.flops > SERIAL_FLOPS else 1
-        block = max(1, min(pairs // wanted, TASK_FLOPS * pairs // max(1, p.flops)))
-        shares = -(-wanted // -(-pairs // block))
-        runs = max(1, min(-(-shares // (p.batch * p.dilation[1])), out_h // p.dilation[1] // LEAST_ROWS))
-        shares = min(shares, p.batch * p.dilation[1] * runs)
-        parts = kernel_parts(kernel)
-        return Pairs(p.batch, p.in_channels, p.out_channels, p.group_in, p.group_out, p.input_size[1], p.input_size[2], out_h, out_w,
-                     kernel, stride, p.dilation[1], p.dilation[2], p.padding[2][0], len(parts), parts[0], block, runs, shares)
-
-    def pack(self, gy: np.ndarray) -> np.ndarray:
-        return gy.reshape(-1)
+        super().__init__(p, direct_strip_gradients, (g, rows, np.zeros(g.in_w, p.dtype), addresses))
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         if self.pairs.shares == 1:
             self.kernel(x, packed, packed, out)
             return
         parts = np.empty((self.pairs.shares, out.size), out.dtype)
-        self.kernel(x.reshape(-1), packed, packed, parts.reshape(-1))
+        self.kernel(x, packed, packed, parts)
         with np.errstate(invalid="ignore", over="ignore"):
             np.sum(parts, axis=0, out=out.reshape(-1))
 
     @property
     def scratch_bytes(self) -> int:
         parts = self.pairs.shares * self.problem.out_channels * self.problem.taps if self.pairs.shares > 1 else 0
-        return self.kernel.scratch_bytes(num_threads()) + parts * self.problem.itemsize
+        return super().scratch_bytes + parts * self.problem.itemsize

@@ -22,14 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD, pack_row, speedup
-from ._gemm import Epilogue, epilogue_of
-from ._jit import address_of, addressed, inlined, num_threads
+from ._boxes import pack_row
+from ._gemm import epilogue_of, epilogue_type
+from ._jit import address_of, addressed, inlined
+from ._planes import PLANE_OVERHEAD, STRIDE_FACTOR, PlaneEngine, task_size, with_waiting
 from ._simd import (
-    COUNTER_PITCH,
     advance,
     lane_count,
     lanes_of,
@@ -40,16 +39,12 @@ from ._simd import (
     thawed,
     zero_element,
 )
-from ._simd.emit import VECTOR_REGISTERS, emit_call
+from ._simd.emit import VECTOR_REGISTERS, call_by_address, pointer_to
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise and filters)
 EFFICIENCY = 0.92  # of the tiles inside the image
 EDGE_FACTOR = 1.25  # of a vector in a masked tile at an edge
 VECTOR_OVERHEAD = 10  # of a vector of outputs
-PLANE_OVERHEAD = 100
-STRIDE_FACTOR = 1.6  # of a stride of two
-SERIAL_FLOPS = 800_000  # below which one thread is done before a second has started (bench_conv.py, tiny)
-TASK_FLOPS = 100_000  # of a task at least: half a microsecond, ten times the cost of taking it (bench_conv.py, depthwise 14 x 14)
 COPIED_BYTES = 256 * 1024  # of rows that are copied with their borders at once (bench_conv.py, filters)
 RUN_BYTES = 16 * 1024  # of input and output of a run: the first-level cache keeps them between its tiles (bench_conv.py, depthwise)
 WIDE_BYTES = 1024  # of a row beyond which seven rows of input and output crowd one set of the cache (bench_conv.py, filters)
@@ -164,27 +159,20 @@ STRIPS = {name: make_strips(*shape) for name, shape in SHAPES.items()}
 
 def strips_signature(p: types.CPointer) -> tuple[Any, ...]:
     """Argument types of strips."""
-    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
     word = types.int64
-    return (p, word, types.CPointer(types.int32), word, p, p, p, p, *[word] * 7, epilogue)
+    return (p, word, types.CPointer(types.int32), word, p, p, p, p, *[word] * 7, epilogue_type(p))
 
 
 @functools.cache
 def strips_address(name: str, dtype: str) -> int:
     """Address of the compiled strips of a shape."""
-    return address_of(STRIPS[name], strips_signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(STRIPS[name], strips_signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_strips(typingctx, strips, x, pitch, rows, step, zeros, w, bias, y, y_pitch, out_h, run, end, low, in_w, dilation, epilogue):
     """Call strips through their address."""
-    arguments = strips_signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(strips_signature(x))
 
 
 @inlined
@@ -241,9 +229,8 @@ def slots(problem: Problem) -> float:
     p, tile = problem, SHAPES[name].tile
     rows = p.dilation[1] * -(-p.output_size[1] // (p.dilation[1] * tile.rows)) * tile.rows
     each = (p.taps / EFFICIENCY + VECTOR_OVERHEAD) * (1 if p.stride[2] == 1 else STRIDE_FACTOR)
-    threads = num_threads() if p.flops > SERIAL_FLOPS else 1
     tasks = p.batch * p.out_channels * (rows // tile.rows) * -(-p.output_size[2] // PANEL)
-    return p.batch * p.out_channels * (rows * _row_vectors(p, tile) * each + PLANE_OVERHEAD) * threads / speedup(tasks, threads)
+    return with_waiting(p, p.batch * p.out_channels * (rows * _row_vectors(p, tile) * each + PLANE_OVERHEAD), tasks)
 
 
 def _row_vectors(problem: Problem, tile: Tile) -> float:
@@ -257,51 +244,35 @@ def _row_vectors(problem: Problem, tile: Tile) -> float:
     return inside + EDGE_FACTOR * masked
 
 
-class Strips:
+def _plane(problem: Problem, tile: Tile) -> Plane:
+    p = problem
+    (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
+    planes = p.batch * p.out_channels
+    panel = min(out_w, PANEL)
+    reach_w = p.dilation[2] * (p.kernel_size[2] - 1)
+    pitch = 0 if p.padding_mode == "zeros" else panel * p.stride[2] + reach_w + lane_count(p.dtype)
+    residue_h = -(-out_h // p.dilation[1])
+    fitting = COPIED_BYTES // (pitch * p.itemsize * tile.rows * p.stride[1]) if pitch else None
+    block, chunk = task_size(p, planes, -(-residue_h // tile.rows), pieces=p.dilation[1] * -(-out_w // panel), most=fitting)
+    strip_bytes = (tile.rows * p.stride[1] * in_w + tile.rows * out_w) * p.itemsize
+    run = max(1, RUN_BYTES // strip_bytes) * tile.rows
+    return Plane(planes, p.out_channels, p.group_out, in_h, in_w, out_h, out_w, p.taps, p.kernel_size[1], p.stride[1],
+                 p.dilation[1], p.dilation[2], p.padding[2][0], reach_w, residue_h, block, chunk * tile.rows, run, panel, pitch)
+
+
+class Strips(PlaneEngine):
     """The forward pass by strips."""
 
     def __init__(self, problem: Problem):
-        p = self.problem = problem
-        name = shape_name(p)
+        p, name = problem, shape_name(problem)
         assert name is not None
-        self.tile = SHAPES[name].tile
-        g = self._plane()
+        tile = SHAPES[name].tile
+        g = _plane(p, tile)
         _, rows, columns = p.border_sources()
-        beyond = self.tile.rows * p.stride[1] * p.dilation[1]  # rows that the last tile of a residue may read too many
+        beyond = tile.rows * p.stride[1] * p.dilation[1]  # rows that the last tile of a residue may read too many
         rows = np.pad(rows, (0, beyond), constant_values=-1)
         copied = (g.chunk - 1) * g.stride + g.kernel_h if g.pitch else 0
         identity = np.append(np.arange(copied), np.full(beyond, -1)).astype(np.int32)
         zeros = np.zeros(max(p.input_size[2], g.pitch), p.dtype)
-        constants = (g, rows, columns, identity, zeros, strips_address(name, p.dtype), epilogue_of(p), num_threads())
-        self.kernel = direct_strips.bind(p.dtype, constants, scratch=copied * g.pitch, counters=num_threads() * COUNTER_PITCH,
-                                         parallel=p.flops > SERIAL_FLOPS)
-        self.no_bias = np.zeros(p.out_channels, p.dtype)
-
-    def _plane(self) -> Plane:
-        p = self.problem
-        (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
-        planes = p.batch * p.out_channels
-        panel = min(out_w, PANEL)
-        reach_w = p.dilation[2] * (p.kernel_size[2] - 1)
-        pitch = 0 if p.padding_mode == "zeros" else panel * p.stride[2] + reach_w + lane_count(p.dtype)
-        residue_h = -(-out_h // p.dilation[1])
-        strips = -(-residue_h // self.tile.rows)
-        wanted = 2 * TASKS_PER_THREAD * num_threads()
-        chunk = max(1, min(strips, strips * p.dilation[1] * planes * -(-out_w // panel) // wanted))
-        if pitch:
-            chunk = max(1, min(chunk, COPIED_BYTES // (pitch * p.itemsize * self.tile.rows * p.stride[1])))
-        block = max(1, min(planes // wanted, TASK_FLOPS * planes // max(1, p.flops))) if chunk == strips else 1
-        strip_bytes = (self.tile.rows * p.stride[1] * in_w + self.tile.rows * out_w) * p.itemsize
-        run = max(1, RUN_BYTES // strip_bytes) * self.tile.rows
-        return Plane(planes, p.out_channels, p.group_out, in_h, in_w, out_h, out_w, p.taps, p.kernel_size[1], p.stride[1],
-                     p.dilation[1], p.dilation[2], p.padding[2][0], reach_w, residue_h, block, chunk * self.tile.rows, run, panel, pitch)
-
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        return w.reshape(-1)
-
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel(x, packed, self.no_bias if bias is None else bias, out)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.kernel.scratch_bytes(num_threads())
+        constants = (g, rows, columns, identity, zeros, strips_address(name, p.dtype), epilogue_of(p))
+        super().__init__(p, direct_strips, constants, scratch=copied * g.pitch)

@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from ..problem import Problem
-from ._boxes import TASKS_PER_THREAD
-from ._gemm import Epilogue, epilogue_of
-from ._jit import address_of, addressed, num_threads
+from ._gemm import epilogue_of, epilogue_type
+from ._jit import address_of, addressed
+from ._planes import PLANE_OVERHEAD, PlaneEngine, task_size
 from ._simd import (
-    COUNTER_PITCH,
     VECTOR_REGISTERS,
     advance,
     lane_count,
@@ -36,8 +34,7 @@ from ._simd import (
     thawed,
     transposed_tile,
 )
-from ._simd.emit import emit_call
-from ._strips import PLANE_OVERHEAD, SERIAL_FLOPS, TASK_FLOPS
+from ._simd.emit import call_by_address, pointer_to
 
 # Costs in vector multiply-adds (bench_conv.py, depthwise, grad_input)
 EFFICIENCY = 0.6  # of the tiles, masked ones at the edges included
@@ -84,26 +81,19 @@ STRIPS = {size: make_transposed(size) for size in SIZES}
 
 
 def _signature(p: types.CPointer) -> tuple[Any, ...]:
-    epilogue = types.NamedTuple((types.boolean, p.dtype, p.dtype), Epilogue)
-    return (p, types.CPointer(types.int32), p, p, p, p, *[types.int64] * 7, epilogue)
+    return (p, types.CPointer(types.int32), p, p, p, p, *[types.int64] * 7, epilogue_type(p))
 
 
 @functools.cache
 def transposed_address(size: int, dtype: str) -> int:
     """Address of the compiled strips of a kernel size."""
-    return address_of(STRIPS[size], _signature(types.CPointer(from_dtype(np.dtype(dtype)))))
+    return address_of(STRIPS[size], _signature(pointer_to(dtype)))
 
 
 @intrinsic
 def call_transposed(typingctx, strips, gy, rows, zeros, w, bias, gx, in_h, in_w, out_w, first, count, start, odd, epilogue):
     """Call strips through their address."""
-    arguments = _signature(gy)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(_signature(gy))
 
 
 class Planes(NamedTuple):
@@ -160,42 +150,26 @@ def slots(problem: Problem) -> float:
     return p.batch * p.in_channels * (rows * vectors * (math.prod(p.kernel_size) / EFFICIENCY + VECTOR_OVERHEAD) + PLANE_OVERHEAD)
 
 
-class TransposedStrips:
+def _planes(problem: Problem) -> Planes:
+    p = problem
+    (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
+    (low_h, _), (low_w, _) = p.padding[1:]
+    planes = p.batch * p.in_channels
+    height = tile_height(p.kernel_size[1])
+    first = -(low_h % 2)
+    pairs = -(-(in_h - first) // 2)
+    block, chunk = task_size(p, planes, -(-pairs // height))
+    return Planes(planes, p.in_channels, p.group_in, in_h, in_w, out_h, out_w, math.prod(p.kernel_size), first, pairs,
+                  -(-low_w // 2), low_w % 2, block, chunk * height)
+
+
+class TransposedStrips(PlaneEngine):
     """The gradient of the input by strips."""
 
     def __init__(self, problem: Problem):
-        p = self.problem = problem
-        size = p.kernel_size[1]
-        g = self._planes()
+        p, g, size = problem, _planes(problem), problem.kernel_size[1]
         reach = (size + 1) // 2
         rows = np.arange(g.pairs + tile_height(size) + reach - 1) + p.padding[1][0] // 2 - (reach - 1)
         rows = np.where((rows >= 0) & (rows < g.out_h), rows, -1).astype(np.int32)
-        constants = (g, rows, np.zeros(g.out_w, p.dtype), transposed_address(size, p.dtype), epilogue_of(p), num_threads())
-        self.kernel = direct_transposed.bind(p.dtype, constants, counters=num_threads() * COUNTER_PITCH,
-                                             parallel=p.flops > SERIAL_FLOPS)
-        self.no_bias = np.zeros(p.in_channels, p.dtype)
-
-    def _planes(self) -> Planes:
-        p = self.problem
-        (_, in_h, in_w), (_, out_h, out_w) = p.input_size, p.output_size
-        (low_h, _), (low_w, _) = p.padding[1:]
-        planes = p.batch * p.in_channels
-        height = tile_height(p.kernel_size[1])
-        first = -(low_h % 2)
-        pairs = -(-(in_h - first) // 2)
-        strips = -(-pairs // height)
-        wanted = 2 * TASKS_PER_THREAD * num_threads()
-        chunk = max(1, min(strips, strips * planes // wanted))
-        block = max(1, min(planes // wanted, TASK_FLOPS * planes // max(1, p.flops))) if chunk == strips else 1
-        return Planes(planes, p.in_channels, p.group_in, in_h, in_w, out_h, out_w, math.prod(p.kernel_size), first, pairs,
-                      -(-low_w // 2), low_w % 2, block, chunk * height)
-
-    def pack(self, w: np.ndarray) -> np.ndarray:
-        return w.reshape(-1)
-
-    def run(self, gy: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel(gy, packed, self.no_bias if bias is None else bias, out)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.kernel.scratch_bytes(num_threads())
+        constants = (g, rows, np.zeros(g.out_w, p.dtype), transposed_address(size, p.dtype), epilogue_of(p))
+        super().__init__(p, direct_transposed, constants)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..problem import Problem
 from ._bilinear import OUTPUT_GRADIENT, WEIGHT_GRADIENT
-from ._gemm import Epilogue, multiply_tile, panel_width, tile_addresses
+from ._gemm import Epilogue, multiply_rows, panel_width, tile_addresses
 from ._jit import num_threads
 from ._scratch import shared
 from ._simd import (
@@ -91,10 +91,8 @@ def winograd_grad_weight(v, z, chunk, gw, constants, scratch, counters, thread, 
         for product in range(p.products):
             source = advance(v, group * o.v_group + product * o.v_product + tap * o.v_depth)
             weights = advance(z, group * o.z_group + panel * o.z_panel + product * o.z_product)
-            row = 0
-            while row < channels * folds:
-                row += multiply_tile(register_tiles, channels * folds - row, source, advance(rows, first * folds + row), taps, depth,
-                                     weights, p.panel, zeros, 0, advance(scratch, product * p.m_product + row * p.panel), outputs)
+            multiply_rows(register_tiles, channels * folds, source, advance(rows, first * folds), taps, depth, weights, p.panel, zeros, 0,
+                          advance(scratch, product * p.m_product), outputs)
         to = advance(gw, (group * p.group_out + panel * p.panel) * p.gw_output + first * p.gw_channel + tap * p.gw_depth)
         if not store_gradient(p, scratch, finished, channels, outputs, targets, to, identity):
             raise_flag(counters)

@@ -25,7 +25,7 @@ import numpy as np
 from ..problem import Problem
 from ._bilinear import OUTPUT, transform_address
 from ._boxes import fill_run, strides_of
-from ._gemm import PaddedBias, epilogue_of, multiply_tile, pack_rows, panel_width, tile_addresses, weight_matrices
+from ._gemm import PaddedBias, epilogue_of, multiply_rows, pack_rows, panel_width, tile_addresses, weight_matrices
 from ._jit import num_threads, outlined
 from ._scratch import shared
 from ._simd import (
@@ -196,11 +196,9 @@ def winograd_once(v, w, bias, y, constants, scratch, counters, thread, threads):
                     at = advance(v, group * o.v_group + product * o.v_product + d * o.v_depth + c * folds)
                     weights = advance(u, product * o.u_product + d * count * folds * width)
                     begun = c + d > 0
-                    row = 0
-                    while row < points:
-                        to = advance(sums, product * o.m_product + row * width)
-                        row += multiply_tile(register_tiles, points - row, at, advance(tiles, row), k_offsets, count * folds, weights,
-                                             width, to if begun else zeros, width if begun else 0, to, outputs)
+                    to = advance(sums, product * o.m_product)
+                    multiply_rows(register_tiles, points, at, tiles, k_offsets, count * folds, weights, width,
+                                  to if begun else zeros, width if begun else 0, to, outputs)
         output = group * o.group_out + panel * width
         if not store_strips(o, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), first, last, rows, ramp,
                             advance(y, output * o.y_channel), outputs, epilogue):

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..problem import Problem
 from ._boxes import add_run, copy_run
-from ._gemm import Epilogue, multiply_tile, panel_width, tile_addresses
-from ._jit import num_threads
+from ._gemm import Epilogue, multiply_rows, panel_width, tile_addresses
+from ._jit import inlined, num_threads
 from ._scratch import shared
 from ._simd import (
     advance,
@@ -61,13 +61,10 @@ class Strips(NamedTuple):
     z_panel: int
     m_product: int
     m_panel: int
+    m_group: int
+    m_share: int
     tasks: int
     shares: int  # of the tasks
-
-    @property
-    def sums(self) -> int:
-        """Elements of the sums of all shares."""
-        return self.shares * self.groups * -(-self.group_out // self.panel) * self.m_panel
 
 
 class Space(NamedTuple):
@@ -78,6 +75,18 @@ class Space(NamedTuple):
     z: int
 
 
+@inlined
+def add_products(p, register_tiles, rows, taps, depth, v, z, goes_on, zeros, sums):
+    """Sums of the products of a group's transforms v and z over `depth` tiles, on top of the sums so far where they go on."""
+    for panel in range(-(-p.group_out // p.panel)):
+        outputs = min(p.panel, p.group_out - panel * p.panel)
+        for product in range(p.products):
+            to = advance(sums, panel * p.m_panel + product * p.m_product)
+            multiply_rows(register_tiles, p.channels, advance(v, product * p.v_product), rows, taps, depth,
+                          advance(z, panel * p.z_panel + product * p.z_product), p.panel, to if goes_on else zeros,
+                          p.panel if goes_on else 0, to, outputs)
+
+
 @parallel_kernel
 def winograd_strips(x, gy, bias, sums, constants, scratch, counters, thread, threads):
     """The sums of each share of the tasks, in the order of the tasks: the same bits whichever thread takes a share."""
@@ -86,30 +95,27 @@ def winograd_strips(x, gy, bias, sums, constants, scratch, counters, thread, thr
     z = advance(v, space.v)
     zero = zero_element(x)
     for share in shared_out(counters, 1, p.shares):
-        own = advance(sums, share * p.groups * -(-p.group_out // p.panel) * p.m_panel)
-        begin = p.tasks * share // p.shares
-        for task in range(begin, p.tasks * (share + 1) // p.shares):
-            goes_on = task > begin
+        begin, end = p.tasks * share // p.shares, p.tasks * (share + 1) // p.shares
+        for task in range(begin, end):
             plane, block = task // p.blocks, task % p.blocks
+            image, depth = plane // p.depths, plane % p.depths
             first, last = p.tiles_down * block // p.blocks, p.tiles_down * (block + 1) // p.blocks
-            depth, image = plane % p.depths, plane // p.depths
+            down, start = last - first, first * gy_tiling.tile_h * gy_tiling.dilation_h
             for group in range(p.groups):
                 pack_tiles(x_source, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, 0), group, scratch)
-                transform_tiles(x_source, x_tiling, scratch, last - first, across, 0, p.points * x_tiling.tile, v)
-                start = first * gy_tiling.tile_h * gy_tiling.dilation_h
+                transform_tiles(x_source, x_tiling, scratch, down, across, 0, p.points * x_tiling.tile, v)
                 pack_tiles(gy_source, gy, zero, gy_borders, (image, depth, start, 0), group, scratch)
-                transform_tiles(gy_source, gy_tiling, scratch, last - first, across, 0, p.points * p.panel, z)
-                for panel in range(-(-p.group_out // p.panel)):
-                    outputs = min(p.panel, p.group_out - panel * p.panel)
-                    for product in range(p.products):
-                        to = advance(own, (group * -(-p.group_out // p.panel) + panel) * p.m_panel + product * p.m_product)
-                        row = 0
-                        while row < p.channels:
-                            at = advance(to, row * p.panel)
-                            row += multiply_tile(
-                                register_tiles, p.channels - row, advance(v, product * p.v_product), advance(rows, row), taps,
-                                (last - first) * p.points, advance(z, panel * p.z_panel + product * p.z_product), p.panel,
-                                at if goes_on else zeros, p.panel if goes_on else 0, at, outputs)
+                transform_tiles(gy_source, gy_tiling, scratch, down, across, 0, p.points * p.panel, z)
+                own = advance(sums, share * p.m_share + group * p.m_group)
+                add_products(p, register_tiles, rows, taps, down * p.points, v, z, task > begin, zeros, own)
+
+
+@inlined
+def join_shares(p, sums, count, target):
+    """target[:count] = the sums of all shares."""
+    copy_run(target, sums, count)
+    for share in range(1, p.shares):
+        add_run(target, advance(sums, share * p.m_share), count)
 
 
 @parallel_kernel
@@ -125,15 +131,9 @@ def winograd_join(sums, w, bias, gw, constants, scratch, counters, thread, threa
         panel, first, group = task % panels, task // panels % blocks * b.block, task // (panels * blocks)
         channels = min(b.block, b.channels - first)
         outputs = min(p.panel, p.group_out - panel * p.panel)
+        own = advance(sums, group * p.m_group + panel * p.m_panel + first * folds * p.panel)
         for product in range(p.products):
-            to = advance(scratch, product * b.m_product)
-            for share in range(p.shares):
-                at = advance(sums, ((share * p.groups + group) * panels + panel) * p.m_panel + product * p.m_product)
-                at = advance(at, first * folds * p.panel)
-                if share == 0:
-                    copy_run(to, at, channels * folds * p.panel)
-                else:
-                    add_run(to, at, channels * folds * p.panel)
+            join_shares(p, advance(own, product * p.m_product), channels * folds * p.panel, advance(scratch, product * b.m_product))
         to = advance(gw, (group * p.group_out + panel * p.panel) * b.gw_output + first * b.gw_channel)
         if not store_gradient(b, scratch, finished, channels, outputs, targets, to, identity):
             raise_flag(counters)
@@ -159,10 +159,10 @@ class SplitGradWeight:
         down = -(-tiles_down // blocks)
         x_source, x_tiling, x_borders = input_tiling(p, a, down, down, channels)
         gy_source, gy_tiling, gy_borders = gradient_tiling(p, a, down, down)
-        self.strips = s = Strips(
+        s = Strips(
             p.groups, a.channels(p), p.group_out, width, a.products, p.output_size[0], p.stride[0], tiles_down, blocks,
             a.high.outputs * p.dilation[1] * x_source.stride_h, points, x_tiling.product, gy_tiling.product, gy_tiling.panel,
-            m_product, m_panel, planes * blocks, min(shares, planes * blocks))
+            m_product, m_panel, panels * m_panel, p.groups * panels * m_panel, planes * blocks, min(shares, planes * blocks))
         counts = (max(x_source.size, gy_source.size), -(-lines // channels) * x_tiling.panel, panels * gy_tiling.panel)
         space = Space(*(-(-count // lanes) * lanes + lanes for count in counts))
         taps = (np.arange(down * points) * channels).astype(np.int32)
@@ -174,12 +174,13 @@ class SplitGradWeight:
         b, targets = blocks_of(p, a, max(1, min(p.group_in, JOINED_ROWS // (a.fold_h * a.fold_w))))
         self.join = winograd_join.bind(p.dtype, (s, b, targets), scratch=a.products * b.m_product + b.finished, parallel=parallel)
         scratch = max(kernel.scratch_bytes(num_threads()) for kernel in (self.sum, self.join))
-        self.scratch_bytes = s.sums * p.itemsize + scratch
+        self.sums = s.shares * s.m_share
+        self.scratch_bytes = self.sums * p.itemsize + scratch
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         return gy
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> bool:
-        sums = shared("sums", self.strips.sums, x.dtype)
+        sums = shared("sums", self.sums, x.dtype)
         self.sum(x.reshape(-1), packed.reshape(-1), sums, sums)
         return not self.join(sums, sums, sums, out.reshape(-1))

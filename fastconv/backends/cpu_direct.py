@@ -11,7 +11,7 @@ It refuses nothing. Its strengths are depthwise and grouped convolutions, images
     _line_gradients     weight gradients of everything
     _transposed_strips  input gradients of single planes with stride 2
 
-Any other `grad_input` is the forward convolutions of its phases (`Problem.phases`).
+What they share is in `_planes`. Any other `grad_input` is the forward convolutions of its phases (`Problem.phases`).
 
 Source: the definition; register blocking of direct convolution: Georganas et al., "Anatomy of high-performance deep
 learning convolutions on SIMD architectures" (2018), section II.
@@ -37,6 +37,7 @@ from . import (
     _transposed_strips,
 )
 from ._phases import GradInputByPhases, phase_seconds
+from ._planes import uses_threads
 from ._simd import lane_count
 
 # pass -> (time in vector multiply-adds of one thread, kernel) of each engine
@@ -62,7 +63,7 @@ def seconds(problem: Problem, machine: Machine) -> float:
         return phase_seconds(p, lambda phase: seconds(phase, machine), machine.bandwidth)
     compute = min(slots(p) for slots, _ in ENGINES[p.pass_name]) * 2 * lane_count(p.dtype) / machine.flops(p.dtype)
     moved = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
-    if p.flops <= _line_choice.SERIAL_FLOPS:
+    if not uses_threads(p):
         return CALL_SECONDS + compute
     return CALL_SECONDS + machine.region_seconds + max(compute, moved) / machine.threads
 

@@ -36,7 +36,7 @@ from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, transform_address
 from ._boxes import strides_of
-from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_tile, panel_width, tile_addresses, weight_matrices
+from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_rows, panel_width, tile_addresses, weight_matrices
 from ._jit import inlined, num_threads, outlined
 from ._phases import build_grad_input, phase_seconds, phases_refusal
 from ._scratch import operand, used_once
@@ -172,11 +172,8 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
         channels = min(width, g.group_out - panel * width)
         weights = advance(u, (group * per_group + panel) * products * g.u_product)
         for product in range(products):
-            row = 0
-            while row < points:
-                row += multiply_tile(register_tiles, points - row, advance(v, product * t.product), advance(tiles, row),
-                                     taps, depth, advance(weights, product * g.u_product), width, zeros, 0,
-                                     advance(sums, product * g.m_product + row * width), channels)
+            multiply_rows(register_tiles, points, advance(v, product * t.product), tiles, taps, depth,
+                          advance(weights, product * g.u_product), width, zeros, 0, advance(sums, product * g.m_product), channels)
         for d in range(end[1] - start[1]):
             to = advance(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
             if not store_tiles(g, t, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count,

@@ -7,16 +7,14 @@ on their own, so that one set serves every tile length, and an engine of any len
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import from_dtype
 
 from .._jit import address_of, addressed
 from .._simd import VECTOR_REGISTERS, advance, lanes_of, prefetch_read
-from .._simd.emit import emit_call
+from .._simd.emit import call_by_address, pointer_to
 from .._simd.fourier import AFTER, BEFORE, PLAIN, butterfly, product_butterfly, spectra_load, spectra_step, spectra_store, spectra_zeros
 
 RADICES = (4, 5, 6, 8, 10, 12, 16)  # their products of two are spaced by a quarter at most
@@ -85,10 +83,6 @@ PRODUCTS = {radix: make_product(radix) for radix in RADICES}
 SUMS = {columns: make_sum(SUM_ROWS, columns) for columns in range(1, SUM_COLUMNS + 1)}
 
 
-def _pointer(dtype: str) -> types.CPointer:
-    return types.CPointer(from_dtype(np.dtype(dtype)))
-
-
 def _pass_types(pointer: types.CPointer) -> tuple[types.Type, ...]:
     words = (types.int64,) * 3
     return (pointer, *words, pointer, *words, pointer, types.int64, types.int64)
@@ -106,19 +100,19 @@ def _sum_types(pointer: types.CPointer) -> tuple[types.Type, ...]:
 @functools.cache
 def pass_address(radix: int, dtype: str) -> int:
     """Address of a radix's pass."""
-    return address_of(PASSES[radix], _pass_types(_pointer(dtype)))
+    return address_of(PASSES[radix], _pass_types(pointer_to(dtype)))
 
 
 @functools.cache
 def product_address(radix: int, dtype: str) -> int:
     """Address of a radix's product pass."""
-    return address_of(PRODUCTS[radix], _product_types(_pointer(dtype)))
+    return address_of(PRODUCTS[radix], _product_types(pointer_to(dtype)))
 
 
 @functools.cache
 def sum_addresses(dtype: str) -> np.ndarray:
     """Addresses of the register tiles by their columns."""
-    return np.array([0] + [address_of(SUMS[columns], _sum_types(_pointer(dtype))) for columns in sorted(SUMS)], np.int64)
+    return np.array([0] + [address_of(SUMS[columns], _sum_types(pointer_to(dtype))) for columns in sorted(SUMS)], np.int64)
 
 
 def prepare(dtype: str) -> None:
@@ -129,28 +123,20 @@ def prepare(dtype: str) -> None:
     sum_addresses(dtype)
 
 
-def _call(context: Any, builder: Any, arguments: tuple[types.Type, ...], args: Any) -> Any:
-    emit_call(context, builder, args[0], arguments, args[1:])
-    return context.get_dummy_value()
-
-
 @intrinsic
 def call_pass(typingctx, address, source, source_step, source_imaginary, source_next, target, target_step, target_imaginary,
               target_next, twiddles, place, count):
     """Call a pass."""
-    arguments = _pass_types(source)
-    return types.void(types.int64, *arguments), lambda context, builder, signature, args: _call(context, builder, arguments, args)
+    return call_by_address(_pass_types(source))
 
 
 @intrinsic
 def call_product(typingctx, address, source, spectrum, twiddles, count):
     """Call a product pass."""
-    arguments = _product_types(source)
-    return types.void(types.int64, *arguments), lambda context, builder, signature, args: _call(context, builder, arguments, args)
+    return call_by_address(_product_types(source))
 
 
 @intrinsic
 def call_sum(typingctx, address, depth, x, x_next, w, w_next, ahead, target, target_pitch, going_on):
     """Call a register tile of sums."""
-    arguments = _sum_types(x)
-    return types.void(types.int64, *arguments), lambda context, builder, signature, args: _call(context, builder, arguments, args)
+    return call_by_address(_sum_types(x))

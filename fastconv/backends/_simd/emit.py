@@ -10,6 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import register_model
+from numba.np.numpy_support import from_dtype
 
 from .._jit import cpu_target
 
@@ -24,6 +25,11 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 def lane_count(dtype: Any) -> int:
     """Elements of `dtype` in a vector."""
     return VECTOR_BYTES // np.dtype(dtype).itemsize
+
+
+def pointer_to(dtype: Any) -> types.CPointer:
+    """The type of a pointer to elements of `dtype`."""
+    return types.CPointer(from_dtype(np.dtype(dtype)))
 
 
 # -- the type -------------------------------------------------------------------------------------------------------------
@@ -99,6 +105,16 @@ def emit_call(context, builder, address, argument_types, arguments):
     kind = context.call_conv.get_function_type(types.none, argument_types)
     callee = builder.inttoptr(address, kind.as_pointer())
     context.call_conv.call_function(builder, callee, types.none, argument_types, arguments)
+
+
+def call_by_address(arguments):
+    """What an intrinsic that calls a compiled function returns: its signature, the address first, and its code generator."""
+
+    def codegen(context, builder, signature, args):
+        emit_call(context, builder, args[0], arguments, args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *arguments), codegen
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from .emit import (
     I64,
     VECTOR_REGISTERS,
     VectorType,
-    emit_call,
+    call_by_address,
     emit_epilogue,
     emit_fma,
     emit_in_order,
@@ -281,13 +281,7 @@ def tile_signature(pointer: types.CPointer) -> tuple[types.Type, ...]:
 @intrinsic
 def call_tile(typingctx, address, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):
     """Call a GEMM micro-kernel through its address."""
-    arguments = tile_signature(x)
-
-    def codegen(context, builder, signature, args):
-        emit_call(context, builder, args[0], arguments, args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *arguments), codegen
+    return call_by_address(tile_signature(x))
 
 
 @intrinsic

@@ -222,7 +222,9 @@ def _python_function(name: str) -> int:
 
 def _yield_function() -> int:
     """The address of the system's function that lets another thread have this one's core."""
-    return _address(ctypes.windll.kernel32.SwitchToThread if sys.platform == "win32" else ctypes.CDLL(None).sched_yield)
+    if sys.platform == "win32":
+        return _address(ctypes.windll.kernel32.SwitchToThread)
+    return _address(ctypes.CDLL(None).sched_yield)
 
 
 def _address(function: Any) -> int:
@@ -276,6 +278,10 @@ class _Pools:
     """The pool of this process; one instance, `_pools`."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: a child has no workers after a fork."""
         self.lock = threading.Lock()
         self.threads = 0
         self.address = 0
@@ -290,10 +296,6 @@ class _Pools:
                 self.made.append(pool)
                 self.address, self.threads = pool.address, threads
             return self.address
-
-    def forget(self) -> None:
-        """A child has no workers after a fork."""
-        self.__init__()
 
     def end(self) -> None:
         """Before the machine code goes: nobody may be in it."""
