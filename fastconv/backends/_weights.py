@@ -60,7 +60,7 @@ class JointLayout(NamedTuple):
         return np.ascontiguousarray(values.T if problem.channels_last else values).reshape(problem.weight_shape)
 
 
-NO_TERM = -(1 << 62)
+NO_TERM = -(1 << 60)  # the sum of three, a tap missing on each axis, is negative too
 
 
 def joint_layout(problem: Problem, joint: Problem) -> JointLayout:

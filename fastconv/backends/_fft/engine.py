@@ -15,7 +15,7 @@ from .._gemm import epilogue_of
 from .._jit import num_threads
 from .._phases import GradInputByPhases
 from .._scratch import operand, shared
-from .._simd.threads import BoundKernel, ParallelKernel
+from .._simd.threads import COUNTER_PITCH, BoundKernel, ParallelKernel
 from .._weights import JointLayout, WeightLayout, forward_layout
 from .codelets import SUM_COLUMNS, SUM_ROWS, sum_addresses
 from .cutting import SERIAL_WORK, SHARES_PER_THREAD, cut_tiles, is_local, is_turned, tiled_axes
@@ -100,6 +100,7 @@ class _Engine:
         """A kernel that works on tiles, with so many transformed ones besides the staged one."""
         t = self.transform
         return kernel.bind(self.problem.dtype, (t, self.table, *constants), scratch=t.staged + t.strip + tiles * t.spectrum,
+                           counters=self.threads * COUNTER_PITCH,
                            parallel=self.parallel if parallel is None else parallel)
 
     def matrices(self, depth: int, rows: int, block_rows: int) -> Layout:
@@ -123,7 +124,8 @@ class _Engine:
         shares = max(1, -(-TASKS_PER_THREAD * self.threads // (groups * self.frequencies)))
         product = Product(groups, self.frequencies, self.blocks, max(1, self.blocks // shares), depth, columns, x, w, y.frequency, y.group,
                           y.block, going_on)
-        return multiply_spectra.bind(self.problem.dtype, (product, sum_addresses(self.problem.dtype)), parallel=self.parallel)
+        return multiply_spectra.bind(self.problem.dtype, (product, sum_addresses(self.problem.dtype)),
+                                     counters=self.threads * COUNTER_PITCH, parallel=self.parallel)
 
     def most_tiles(self) -> int:
         """Tiles of all channels whose spectra are in memory at once."""
@@ -282,7 +284,8 @@ class Turned:
     def _bind(self, images: int, rows: int, columns: int) -> BoundKernel:
         wide = min(columns, TURNED_COLUMNS)
         high = max(1, TURNED_ELEMENTS // wide // self.inner.pair) * self.inner.pair
-        return turn_matrices.bind(self.problem.dtype, (images, rows, columns, high, wide), parallel=images * rows * columns > SERIAL_TURN)
+        return turn_matrices.bind(self.problem.dtype, (images, rows, columns, high, wide), counters=num_threads() * COUNTER_PITCH,
+                                  parallel=images * rows * columns > SERIAL_TURN)
 
     def _turn(self, kernel: BoundKernel, array: np.ndarray, role: str, size: int) -> np.ndarray:
         turned = shared(role, size, array.dtype)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .._boxes import fill_run
 from .._jit import inlined, outlined
-from .._simd import advance, fma, lanes_of, load, next_task, parallel_kernel, raise_flag, store, thawed, transpose_block, zero, zero_element
+from .._simd import advance, fma, lanes_of, load, own_first, parallel_kernel, raise_flag, store, thawed, transpose_block, zero, zero_element
 from .codelets import SUM_ROWS, call_sum
 from .tiles import place_of, stage_grid, stage_window, store_grid
 from .transform import invert_columns, invert_rows, multiply_rows, transform_columns, transform_rows
@@ -96,10 +96,7 @@ def turn_matrices(source, unused, bias, target, constants, scratch, counters, th
     images, rows, columns, block_rows, block_columns = thawed(constants)
     lanes = lanes_of(source)
     down, across = -(-rows // block_rows), -(-columns // block_columns)
-    while True:
-        task = next_task(counters)
-        if task >= images * down * across:
-            break
+    for task in own_first(counters, thread, threads, images * down * across):
         image = task // (down * across) * rows * columns
         first_row, first_column = task // across % down * block_rows, task % across * block_columns
         for r in range(first_row, min(first_row + block_rows, rows), lanes):
@@ -118,10 +115,7 @@ def convolve_tiles(x, w, bias, y, constants, scratch, counters, thread, threads)
     group_in = window.channels // grid.groups
     tiles = window.tiles_h * window.tiles_w
     size = t.spectrum
-    while True:
-        task = next_task(counters)
-        if task >= window.amount * grid.groups:
-            break
+    for task in own_first(counters, thread, threads, window.amount * grid.groups):
         image = task // (tiles * grid.groups)
         group = task // tiles % grid.groups
         i, j = task // window.tiles_w % window.tiles_h, task % window.tiles_w
@@ -154,10 +148,7 @@ def correlate_tiles(x, gy, bias, parts, constants, scratch, counters, thread, th
     staged, strip, tile = scratch_of(t, scratch)
     other = advance(tile, t.spectrum)
     sums = advance(other, t.spectrum)
-    while True:
-        task = next_task(counters)
-        if task >= shares * grid.groups:
-            break
+    for task in own_first(counters, thread, threads, shares * grid.groups):
         share, group = task // grid.groups, task % grid.groups
         fill_run(sums, t.spectrum, zero_element(sums))
         for index in range(window.amount * share // shares, window.amount * (share + 1) // shares):
@@ -183,10 +174,7 @@ def transform_grids(source, unused, bias, spectra, constants, scratch, counters,
     t, table, grid, layout = thawed(constants)
     staged, strip, tile = scratch_of(t, scratch)
     blocks = -(-grid.outputs // layout.rows)
-    while True:
-        task = next_task(counters)
-        if task >= grid.groups * blocks * grid.amount * layout.rows:
-            break
+    for task in own_first(counters, thread, threads, grid.groups * blocks * grid.amount * layout.rows):
         index = task // layout.rows % grid.amount
         output = task // (layout.rows * grid.amount) % blocks * layout.rows + task % layout.rows
         group = task // (layout.rows * grid.amount * blocks)
@@ -204,10 +192,7 @@ def transform_inputs(x, unused, bias, spectra, constants, scratch, counters, thr
     """Spectra of an input's tiles, by (channel, tile); the matrix products have `columns` of them, channels or tiles."""
     t, table, window, borders, layout, group_in, by_channel = thawed(constants)
     staged, strip, tile = scratch_of(t, scratch)
-    while True:
-        task = next_task(counters)
-        if task >= window.channels * window.amount:
-            break
+    for task in own_first(counters, thread, threads, window.channels * window.amount):
         channel, index = task // window.amount, task % window.amount
         image, i, j = place_of(window, window.begin + index)
         width = stage_window(t, window, advance(x, image * window.image + channel * window.channel), borders, i, j, staged)
@@ -222,10 +207,7 @@ def multiply_spectra(x, w, bias, y, constants, scratch, counters, thread, thread
     """y[f][o][c] (+)= sum over k of x[f][k][c] * conj(w[f][k][o]), by (group, vector of frequencies, chunk of blocks of outputs)."""
     p, addresses = thawed(constants)
     chunks = -(-p.blocks // p.chunk)
-    while True:
-        task = next_task(counters)
-        if task >= p.groups * p.frequencies * chunks:
-            break
+    for task in own_first(counters, thread, threads, p.groups * p.frequencies * chunks):
         first = task % chunks * p.chunk
         frequency = task // chunks % p.frequencies
         group = task // (chunks * p.frequencies)
@@ -245,10 +227,7 @@ def invert_sums(spectra, unused, bias, y, constants, scratch, counters, thread, 
     """Results from their spectra, by (group, output, tile)."""
     t, table, grid, layout, epilogue = thawed(constants)
     staged, strip, tile = scratch_of(t, scratch)
-    while True:
-        task = next_task(counters)
-        if task >= grid.groups * grid.outputs * grid.amount:
-            break
+    for task in own_first(counters, thread, threads, grid.groups * grid.outputs * grid.amount):
         index = task % grid.amount
         output = task // grid.amount % grid.outputs
         group = task // (grid.amount * grid.outputs)
