@@ -17,6 +17,7 @@ import numpy as np
 
 from ._jit import outlined
 from ._pooling_rows import load_most, store_most
+from ._pooling_tasks import next_row, row_at
 from ._simd import (
     advance,
     as_bytes,
@@ -64,7 +65,7 @@ def scatter_taps(gy, taps, bias, gx, constants, scratch, counters, thread, threa
     plane, channels, bands, runs, length, edges, first_runs, end_runs, starts, ends, begins, reaches, columns, tasks = thawed(
         constants)
     taps = as_bytes(taps)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             image, band = index // bands, index % bands
             low, size, cleared = edges[band], edges[band + 1] - edges[band], 0
@@ -81,6 +82,17 @@ def scatter_taps(gy, taps, bias, gx, constants, scratch, counters, thread, threa
                         scatter_run(advance(gy, at), advance(taps, at), channels, columns, reaches, start + begins[o], size, target)
                         at += channels
             clear_run(advance(target, cleared), size - cleared)
+
+
+@parallel_kernel
+def scatter_planes(gy, taps, bias, gx, constants, scratch, counters, thread, threads):
+    """gx = planes of zeros but for gy at their tap: the gradient of maxima of whole planes, channels first."""
+    size, tasks = thawed(constants)
+    taps = as_bytes(taps)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        for plane in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            clear_run(advance(gx, plane * size), size)
+            put(gx, plane * size + taps[plane], get(gy, plane))
 
 
 class Held(NamedTuple):
@@ -122,12 +134,13 @@ def gather_taps(gy, taps, bias, gx, constants, scratch, counters, thread, thread
     """gx = the gradient of maxima whose taps are known, channels last, row by row."""
     g, channels, in_d, in_h, in_w, tasks = thawed(constants)
     taps = as_bytes(taps)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, d, h = row_at(task * tasks.run, g.size_d, g.size_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            image, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
             above = image * g.out_d * g.out_h * g.out_w * channels
             gather_row(advance(gy, above), advance(taps, above), g, channels, d, h, in_d, in_h, in_w,
                        advance(gx, index * g.size_w * channels))
+            image, d, h = next_row(image, d, h, g.size_d, g.size_h)
 
 
 # -- positions ------------------------------------------------------------------------------------------------------------
@@ -171,7 +184,7 @@ def gather_places(gy, places, bias, gx, constants, scratch, counters, thread, th
     """gx[o] = gy at the place of o: the gradient of an unpooling."""
     images, plane, outputs, channels, flat, tasks = thawed(constants)
     places = as_int64(places)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for pixel in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             image = pixel // outputs
             for c in range(channels):

@@ -20,6 +20,7 @@ from .._windows import Windows
 from ._jit import inlined, outlined
 from ._pooling_pixels import copy_pixel
 from ._pooling_rows import fill_line, load_most, store_most
+from ._pooling_tasks import next_row, row_at
 from ._simd import (
     advance,
     broadcast,
@@ -156,21 +157,22 @@ def spread_columns(line, g, in_w, windows_w, reaching, spare, gx):
 @parallel_kernel
 def spread_rows(gy, norms, x, gx, constants, scratch, counters, thread, threads):
     """gx = the gradient of `mean_rows`, channels first; where `rooted`, of the roots, given these norms and x."""
-    g, (in_d, in_h, in_w), windows_w, reaching, rates_d, rates_h, divisors_w, rooted, tasks = thawed(constants)
+    g, (in_d, in_h, in_w), windows_w, reaching, rates_d, rates_h, rates_w, rooted, tasks = thawed(constants)
     spare = advance(scratch, g.length)
     fill_line(scratch, g.length, zero_element(gy))
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, d, h = row_at(task * tasks.run, g.size_d, g.size_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            plane, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
             above = plane * g.out_d * g.out_h * g.out_w
             for o in range(0, g.out_w, lanes_of(gy)):
                 a = added_covering(advance(gy, above), advance(norms, above), rooted, o, g.out_w - o, g.out_w, g, d, h, in_d, in_h,
                                    rates_d, rates_h)
-                store_most(scratch, g.left + o, divide(a, load(divisors_w, o)), g.out_w - o)
+                store_most(scratch, g.left + o, a * load(rates_w, o), g.out_w - o)
             target = advance(gx, index * g.size_w)
             spread_columns(scratch, g, in_w, windows_w, reaching, spare, target)
             if rooted:
                 multiply_run(advance(x, index * g.size_w), g.size_w, target)
+            plane, d, h = next_row(plane, d, h, g.size_d, g.size_h)
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -201,21 +203,22 @@ def spread_pixels(gy, norms, x, gx, constants, scratch, counters, thread, thread
     """gx = the gradient of `mean_pixels`, channels last; where `rooted`, of the roots, given these norms and x."""
     g, channels, (in_d, in_h, in_w), rates_d, rates_h, rates_w, one, rooted, tasks = thawed(constants)
     pitch, size = g.out_w * channels, g.size_w * channels
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, d, h = row_at(task * tasks.run, g.size_d, g.size_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            image, d, h = index // (g.size_h * g.size_d), index // g.size_h % g.size_d, index % g.size_h
             source, roots = advance(gy, image * g.out_d * g.out_h * pitch), advance(norms, image * g.out_d * g.out_h * pitch)
             first_d, first_h, target = in_d.offsets[d], in_h.offsets[h], advance(gx, index * size)
             if (in_d.offsets[d + 1] - first_d) * (in_h.offsets[h + 1] - first_h) == 1 and not rooted:
                 od, oh = in_d.outputs[first_d], in_h.outputs[first_h]
                 spread_row(advance(source, (od * g.out_h + oh) * pitch), rates_d[od] * rates_h[oh], g, channels, in_w, rates_w, target)
-                continue
-            for c in range(0, pitch, lanes_of(gy)):
-                a = added_covering(source, roots, rooted, c, pitch - c, pitch, g, d, h, in_d, in_h, rates_d, rates_h)
-                store_most(scratch, c, a, pitch - c)
-            spread_row(scratch, one, g, channels, in_w, rates_w, target)
+            else:
+                for c in range(0, pitch, lanes_of(gy)):
+                    a = added_covering(source, roots, rooted, c, pitch - c, pitch, g, d, h, in_d, in_h, rates_d, rates_h)
+                    store_most(scratch, c, a, pitch - c)
+                spread_row(scratch, one, g, channels, in_w, rates_w, target)
             if rooted:
                 multiply_run(advance(x, index * size), size, target)
+            image, d, h = next_row(image, d, h, g.size_d, g.size_h)
 
 
 # -- whole images ---------------------------------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ def spread_pixels(gy, norms, x, gx, constants, scratch, counters, thread, thread
 def fill_planes(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     """Each plane of gx = its gy over a divisor: the gradient of a mean over whole images, channels first."""
     size, divisor, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for plane in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             value = broadcast(gy, get(gy, plane) / divisor)
             for i in range(0, size, lanes_of(gy)):
@@ -236,7 +239,7 @@ def fill_planes(gy, w, bias, gx, constants, scratch, counters, thread, threads):
 def fill_pixels(gy, w, bias, gx, constants, scratch, counters, thread, threads):
     """Each pixel of gx = its image's gy over a divisor: the gradient of a mean over whole images, channels last."""
     size, channels, divisor, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         held = -1
         for pixel in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             if pixel // size != held:

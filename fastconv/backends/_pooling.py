@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import inlined, outlined
-from ._pooling_pixels import averaged_pixels, highest_pixel_places, highest_pixels, highest_run
+from ._pooling_pixels import averaged_pixels, highest_pixel, highest_pixel_places, highest_pixels, highest_run, mean_pixel
 from ._pooling_rows import (
     added_rows,
     averaged_columns,
@@ -19,20 +19,16 @@ from ._pooling_rows import (
     highest_row,
     highest_rows,
     load_most,
-    store_most,
 )
+from ._pooling_tasks import next_row, row_at
 from ._simd import (
     advance,
     as_bytes,
     as_int64,
-    broadcast,
-    divide,
     get,
-    greatest,
     lanes_of,
     load,
     load_between,
-    lowest,
     lowest_element,
     own_first,
     parallel_kernel,
@@ -40,21 +36,11 @@ from ._simd import (
     store_bytes,
     thawed,
     total,
-    zero,
     zero_element,
 )
 from ._sums import BLOCK, sum_run
 
 SHORT = 256  # elements of a plane that are added without further ado
-PIXEL_BLOCK = 64  # pixels that are added before their sum joins a total
-
-
-@inlined
-def row_at(index, g):
-    """(plane, od, oh) of a row of the result."""
-    above = index // g.out_h
-    plane = above // g.out_d
-    return plane, above - plane * g.out_d, index - above * g.out_h
 
 
 @inlined
@@ -80,13 +66,14 @@ def max_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, channels first."""
     g, table_d, table_h, table_w, tasks = thawed(constants)
     fill_line(scratch, g.length, lowest_element(x))
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            plane, od, oh = row_at(index, g)
             start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
             highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
                          g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
             highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
@@ -94,13 +81,14 @@ def mean_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the sums of windows over their divisors, channels first; or the roots of the sums of squares."""
     g, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, tasks = thawed(constants)
     fill_line(scratch, g.length, zero_element(x))
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            plane, od, oh = row_at(index, g)
             start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
             added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
                        g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
             averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
@@ -110,9 +98,9 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     positions, taps, chosen = as_int64(w), as_bytes(w), advance(scratch, 2 * g.length)
     fill_line(scratch, g.length, lowest_element(x))
     fill_line(advance(scratch, g.length), g.length, -lowest_element(x))
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            plane, od, oh = row_at(index, g)
             at = index * g.out_w
             highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
                         scratch, advance(y, at), chosen)
@@ -120,6 +108,7 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
                 write_taps(chosen, g.out_w, advance(taps, at))
             else:
                 write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -129,24 +118,26 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
 def max_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, channels last."""
     g, channels, table_d, table_h, table_w, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            image, od, oh = row_at(index, g)
             start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
             highest_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, channels,
                            advance(y, index * g.out_w * channels))
+            image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
 def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the sums of windows over their divisors, channels last; or the roots of the sums of squares."""
     g, channels, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            image, od, oh = row_at(index, g)
             start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
             averaged_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, channels, squares,
                             divisors_d[od] * divisors_h[oh], divisors_w, advance(y, index * g.out_w * channels))
+            image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
@@ -155,9 +146,9 @@ def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, channels, table_d, table_h, table_w, n, first_d, first_h, first_w, flat, tasks = thawed(constants)
     positions, taps = as_int64(w), as_bytes(w)
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            image, od, oh = row_at(index, g)
             start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
             for o in range(g.out_w):
                 at = (index * g.out_w + o) * channels
@@ -171,6 +162,7 @@ def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
                 for c in range(flat * channels):
                     place = positions[at + c]
                     put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
+            image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 # -- any type, any layout -------------------------------------------------------------------------------------------------
@@ -196,9 +188,9 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
     g, channels, last, table_d, table_h, table_w, flat, tasks = thawed(constants)
     places = as_int64(w)
     pitch = channels if last else 1
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            plane, od, oh = row_at(index, g)
             image, c = plane // channels, plane % channels
             start = image * g.plane * channels + c if last else plane * g.plane
             for o in range(g.out_w):
@@ -208,6 +200,7 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
                     at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
                 put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
                 put(places, at, start + place * pitch if flat and place >= 0 else place)
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 # -- whole images ---------------------------------------------------------------------------------------------------------
@@ -217,7 +210,7 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
 def max_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the maximum of a plane."""
     size, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for plane in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             put(y, plane, highest_run(advance(x, plane * size), size))
 
@@ -237,7 +230,7 @@ def short_sum(x, size):
 def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the mean of a plane."""
     size, divisor, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for plane in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             if size <= SHORT:
                 put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
@@ -252,28 +245,19 @@ def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
 def max_images(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[image][channel] = the maximum of an image's pixels, by runs of channels."""
     size, channels, width, parts, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             image, start = index // parts, index % parts * width
-            for c in range(start, min(channels, start + width), lanes_of(x)):
-                a = lowest(x)
-                for i in range(size):
-                    a = greatest(load_most(x, (image * size + i) * channels + c, channels - c), a)
-                store_most(y, image * channels + c, a, channels - c)
+            highest_pixel(advance(x, image * size * channels + start), 1, 0, 1, 0, size, channels, min(width, channels - start),
+                          advance(y, image * channels + start))
 
 
 @parallel_kernel
 def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y[image][channel] = the mean of an image's pixels, by runs of channels; four vectors of them at a time are no faster."""
+    """y[image][channel] = the mean of an image's pixels, by runs of channels."""
     size, channels, width, parts, divisor, tasks = thawed(constants)
-    for task in own_first(counters, thread, tasks.shares, tasks.count):
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             image, start = index // parts, index % parts * width
-            for c in range(start, min(channels, start + width), lanes_of(x)):
-                mean = zero(x)
-                for block in range(0, size, PIXEL_BLOCK):
-                    a = zero(x)
-                    for i in range(block, min(size, block + PIXEL_BLOCK)):
-                        a += load_most(x, (image * size + i) * channels + c, channels - c)
-                    mean += a
-                store_most(y, image * channels + c, divide(mean, broadcast(y, divisor)), channels - c)
+            mean_pixel(advance(x, image * size * channels + start), size, channels, min(width, channels - start), divisor,
+                       advance(y, image * channels + start))

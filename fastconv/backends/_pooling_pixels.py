@@ -24,6 +24,8 @@ from ._simd import (
     zero,
 )
 
+PIXEL_BLOCK = 64  # pixels that are added before their sum joins a total
+
 
 @outlined
 def highest_pixel(x, count_d, pitch_d, count_h, pitch_h, count_w, pitch_w, channels, y):
@@ -203,6 +205,40 @@ def highest_run(x, size):
         if v > best or v != v:
             best = v
     return best
+
+
+@outlined
+def mean_pixel(x, size, pitch, channels, divisor, y):
+    """y[c] = the sum of x[i pitch + c] over i < size, / divisor, in blocks of pixels."""
+    lanes = lanes_of(x)
+    scale = broadcast(y, divisor)
+    whole = channels - channels % (4 * lanes)
+    for at in range(0, whole, 4 * lanes):
+        p = q = r = s = zero(x)
+        for block in range(0, size, PIXEL_BLOCK):
+            a = b = c = e = zero(x)
+            for i in range(block, min(size, block + PIXEL_BLOCK)):
+                pixel = advance(x, i * pitch + at)
+                a += load(pixel, 0)
+                b += load(pixel, lanes)
+                c += load(pixel, 2 * lanes)
+                e += load(pixel, 3 * lanes)
+            p += a
+            q += b
+            r += c
+            s += e
+        store_most(y, at, divide(p, scale), lanes)
+        store_most(y, at + lanes, divide(q, scale), lanes)
+        store_most(y, at + 2 * lanes, divide(r, scale), lanes)
+        store_most(y, at + 3 * lanes, divide(s, scale), lanes)
+    for at in range(whole, channels, lanes):
+        p = zero(x)
+        for block in range(0, size, PIXEL_BLOCK):
+            a = zero(x)
+            for i in range(block, min(size, block + PIXEL_BLOCK)):
+                a += load_most(x, i * pitch + at, channels - at)
+            p += a
+        store_most(y, at, divide(p, scale), channels - at)
 
 
 @outlined

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._windows import Windows
 from ._jit import num_threads
-from ._max_gradients import NO_TAP, NOWHERE, Held, gather_places, gather_taps, scatter_places, scatter_taps
+from ._max_gradients import NO_TAP, NOWHERE, Held, gather_places, gather_taps, scatter_places, scatter_planes, scatter_taps
 from ._mean_gradients import Covered, covering_of, fill_pixels, fill_planes, spread_pixels, spread_rows
 from ._pooling import (
     max_images,
@@ -30,6 +30,7 @@ from ._pooling_tasks import SERIAL_STEPS, bind_rows
 from ._simd import BoundKernel, lane_count
 from ._simd.threads import ParallelKernel
 
+ROW_STEPS = 160  # that a row with channels first takes besides: 20 ns
 FEW_OUTPUTS = 1024  # of a plane that are scattered in one run
 Divisors = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -64,7 +65,8 @@ def _lines(g: Rows) -> int:
 def _steps(windows: Windows, g: Rows) -> int:
     """Steps of elements for a row of the result."""
     kernel = [int(windows.inside(axis)[:, 1].max()) for axis in range(3)]
-    return (g.size_w * kernel[0] * kernel[1] + g.out_w * kernel[2]) * (windows.channels if windows.channels_last else 1)
+    steps = g.size_w * kernel[0] * kernel[1] + g.out_w * kernel[2]
+    return steps * windows.channels if windows.channels_last else steps + ROW_STEPS
 
 
 def _images_of(windows: Windows, g: Rows) -> Rows:
@@ -169,9 +171,8 @@ def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors, rooted:
         constants: tuple[Any, ...] = (g, channels, covered, *rates, np.dtype(dtype).type(1), int(rooted))
         return bind_rows(spread_pixels, dtype, constants, rows, 2 * g.size_w * channels, scratch=g.out_w * channels)
     inside = windows.inside(2)
-    constants = (g, covered, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates[:2], _padded(divisors[2], dtype),
-                 int(rooted))
-    return bind_rows(spread_rows, dtype, constants, rows, 2 * g.size_w, scratch=g.length + 2 * lane_count(dtype))
+    constants = (g, covered, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates, int(rooted))
+    return bind_rows(spread_rows, dtype, constants, rows, 2 * g.size_w + ROW_STEPS, scratch=g.length + 2 * lane_count(dtype))
 
 
 def _reaching(inside: np.ndarray, size: int, lanes: int) -> np.ndarray:
@@ -189,6 +190,8 @@ def bind_tap_gradient(windows: Windows, dtype: str) -> BoundKernel:
     images, channels = (windows.batch, windows.channels) if windows.channels_last else (windows.batch * windows.channels, 1)
     if 2 * math.prod(windows.output_size) * math.prod(windows.largest) <= min(channels, lane_count(dtype)) * size:
         return _bind_gathered(windows, dtype)
+    if windows.whole and not windows.channels_last:
+        return bind_rows(scatter_planes, dtype, (size,), images, size)
     parallel = images * channels * size > SERIAL_STEPS
     pitches = [pitch * channels for pitch in (windows.input_size[1] * windows.input_size[2], windows.input_size[2], 1)]
     begins = [windows.begins(axis) * pitch for axis, pitch in enumerate(pitches)]

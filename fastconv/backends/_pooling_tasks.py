@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ._jit import num_threads
+from ._jit import inlined, num_threads
 from ._simd import COUNTER_PITCH, BoundKernel
 
 TASK = 32 * 1024  # steps of elements in a task: some microseconds
 TASKS_OF_SHARE = 4  # at least, where there are rows enough: the last ones even out
-SERIAL_STEPS = 64_000  # that one thread has done before a second has started (benchmarks/bench_pool.py, tiny and its neighbours)
+SERIAL_STEPS = 128 * 1024  # that one thread has done before two have shared them (benchmarks/bench_pool.py, tiny and its neighbours)
 
 
 class Tasks(NamedTuple):
@@ -21,7 +21,7 @@ class Tasks(NamedTuple):
 
     rows: int
     run: int
-    count: int
+    number: int
     shares: int
 
 
@@ -37,3 +37,23 @@ def bind_rows(kernel: Any, dtype: str, constants: tuple[Any, ...], rows: int, st
     tasks = tasks_of(rows, steps)
     return kernel.bind(dtype, (*constants, tasks), scratch=scratch, counters=tasks.shares * COUNTER_PITCH,
                        parallel=rows * steps > SERIAL_STEPS)
+
+
+@inlined
+def row_at(index, size_d, size_h):
+    """(plane, d, h) of a row."""
+    above = index // size_h
+    plane = above // size_d
+    return plane, above - plane * size_d, index - above * size_h
+
+
+@inlined
+def next_row(plane, d, h, size_d, size_h):
+    """(plane, d, h) of the row after: divisions take longer than a short row's maxima."""
+    h += 1
+    if h < size_h:
+        return plane, d, h
+    d += 1
+    if d < size_d:
+        return plane, d, 0
+    return plane + 1, 0, 0
