@@ -10,7 +10,15 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import inlined, outlined
-from ._pooling_pixels import averaged_pixels, highest_pixel, highest_pixel_places, highest_pixels, highest_run, mean_pixel
+from ._pooling_pixels import (
+    averaged_pixels,
+    head_of,
+    highest_pixel,
+    highest_pixel_places,
+    highest_pixels,
+    highest_run,
+    mean_pixel,
+)
 from ._pooling_rows import (
     added_rows,
     averaged_columns,
@@ -117,26 +125,26 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
 @parallel_kernel
 def max_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, channels last."""
-    g, channels, table_d, table_h, table_w, tasks = thawed(constants)
+    g, channels, table_d, table_h, table_w, runs, tasks = thawed(constants)
     for task in own_first(counters, thread, tasks.shares, tasks.number):
         image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            highest_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, channels,
-                           advance(y, index * g.out_w * channels))
+            highest_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, runs,
+                           channels, advance(y, index * g.out_w * channels))
             image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
 def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the sums of windows over their divisors, channels last; or the roots of the sums of squares."""
-    g, channels, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, tasks = thawed(constants)
+    g, channels, table_d, table_h, table_w, runs, divisors_d, divisors_h, divisors_w, squares, tasks = thawed(constants)
     for task in own_first(counters, thread, tasks.shares, tasks.number):
         image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-            averaged_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, channels, squares,
-                            divisors_d[od] * divisors_h[oh], divisors_w, advance(y, index * g.out_w * channels))
+            averaged_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, runs, channels,
+                            squares, divisors_d[od] * divisors_h[oh], divisors_w, advance(y, index * g.out_w * channels))
             image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
@@ -248,8 +256,12 @@ def max_images(x, w, bias, y, constants, scratch, counters, thread, threads):
     for task in own_first(counters, thread, tasks.shares, tasks.number):
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             image, start = index // parts, index % parts * width
-            highest_pixel(advance(x, image * size * channels + start), 1, 0, 1, 0, size, channels, min(width, channels - start),
-                          advance(y, image * channels + start))
+            source, target = advance(x, image * size * channels + start), advance(y, image * channels + start)
+            count = min(width, channels - start)
+            at, end = 0, head_of(source, count)
+            while at < count:
+                highest_pixel(advance(source, at), 1, 0, 1, 0, size, channels, end - at, advance(target, at))
+                at, end = end, count
 
 
 @parallel_kernel
@@ -259,5 +271,9 @@ def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
     for task in own_first(counters, thread, tasks.shares, tasks.number):
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
             image, start = index // parts, index % parts * width
-            mean_pixel(advance(x, image * size * channels + start), size, channels, min(width, channels - start), divisor,
-                       advance(y, image * channels + start))
+            source, target = advance(x, image * size * channels + start), advance(y, image * channels + start)
+            count = min(width, channels - start)
+            at, end = 0, head_of(source, count)
+            while at < count:
+                mean_pixel(advance(source, at), size, channels, end - at, divisor, advance(target, at))
+                at, end = end, count

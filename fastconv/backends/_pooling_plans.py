@@ -86,7 +86,7 @@ def bind_max(windows: Windows, dtype: str) -> BoundKernel:
         return bind_rows(max_planes, dtype, (g.plane,), g.planes, g.plane)
     if windows.channels_last:
         g = _images_of(windows, g)
-        return bind_rows(max_pixels, dtype, (g, windows.channels, *tables_of(windows)), _lines(g), _steps(windows, g))
+        return bind_rows(max_pixels, dtype, (g, windows.channels, *tables_of(windows), _runs(windows)), _lines(g), _steps(windows, g))
     return bind_rows(max_rows, dtype, (g, *tables_of(windows)), _lines(g), _steps(windows, g), scratch=g.length)
 
 
@@ -101,8 +101,19 @@ def bind_mean(windows: Windows, dtype: str, divisors: Divisors, squares: bool) -
     factors = (*(_padded(values, dtype) for values in divisors), int(squares))
     if windows.channels_last:
         g = _images_of(windows, g)
-        return bind_rows(mean_pixels, dtype, (g, windows.channels, *tables_of(windows), *factors), _lines(g), _steps(windows, g))
+        constants = (g, windows.channels, *tables_of(windows), _runs(windows, divisors[2]), *factors)
+        return bind_rows(mean_pixels, dtype, constants, _lines(g), _steps(windows, g))
     return bind_rows(mean_rows, dtype, (g, *tables_of(windows), *factors), _lines(g), _steps(windows, g), scratch=g.length)
+
+
+def _runs(windows: Windows, divisors: np.ndarray | None = None) -> np.ndarray:
+    """Of each window along a row, how many from it on are a point from each other, of one width and one divisor."""
+    first, count = windows.inside(2).T
+    like = (np.diff(first) == 1) & (np.diff(count) == 0)
+    if divisors is not None:
+        like &= np.diff(divisors) == 0
+    ends = np.flatnonzero(np.append(~like, True))  # of the runs, whose last window is not like the next
+    return ends[np.searchsorted(ends, np.arange(len(first)))] + 1 - np.arange(len(first))
 
 
 def _bind_images(kernel: ParallelKernel, windows: Windows, dtype: str, *divisor: Any) -> BoundKernel:
