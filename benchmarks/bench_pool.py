@@ -11,8 +11,14 @@ LAYERS = {
     "max 2x2 32x64x56x56": ("max_pool2d", (32, 64, 56, 56), (2,)),
     "avg 2x2 32x64x56x56": ("avg_pool2d", (32, 64, 56, 56), (2,)),
     "avg 3x3 32x64x56x56": ("avg_pool2d", (32, 64, 56, 56), (3, 1, 1)),
+    "lp 2x2 32x64x56x56": ("lp_pool2d", (32, 64, 56, 56), (2, 2)),
+    "max 2 32x64x3136": ("max_pool1d", (32, 64, 3136), (2,)),
+    "avg 3 32x64x3136": ("avg_pool1d", (32, 64, 3136), (3, 1, 1)),
+    "max 2x2x2 4x32x16x28x28": ("max_pool3d", (4, 32, 16, 28, 28), (2,)),
+    "avg 2x2x2 4x32x16x28x28": ("avg_pool3d", (4, 32, 16, 28, 28), (2,)),
     "global 1x2048x7x7": ("global_avg_pool", (1, 2048, 7, 7), ()),
     "global 32x512x7x7": ("global_avg_pool", (32, 512, 7, 7), ()),
+    "global max 32x512x7x7": ("global_max_pool", (32, 512, 7, 7), ()),
     "adaptive avg 6 8x256x13x13": ("adaptive_avg_pool2d", (8, 256, 13, 13), (6,)),
     "adaptive max 6 8x256x13x13": ("adaptive_max_pool2d", (8, 256, 13, 13), (6,)),
     "max 2x2 64x16x10x10": ("max_pool2d", (64, 16, 10, 10), (2,)),
@@ -32,9 +38,9 @@ class Layers:
         self.x = x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
         self.pool = getattr(fc, name)
         self.backward = getattr(fc, f"{name}_backward")
-        self.second = self.x if "max" in name else self.x.shape
+        self.second = self.x.shape if "avg" in name else self.x
         self.gy = self.pool(self.x, *self.options, layout=layout)
-        self.options_back = () if "adaptive" in name else self.options  # told by the gradient's shape
+        self.options_back = () if "adaptive" in name else self.options  # an adaptive pool's is told by the gradient's shape
         self.backward(self.gy, self.second, *self.options_back, layout=layout)
 
     def time_forward(self, layer, layout):

@@ -2,16 +2,15 @@
 
     python benchmarks/operations.py [--only TEXT] [--threads 2] [--seconds 0.2] [--turns 5]
 
-Both run in processes of their own and take turns. The figures are medians over the turns of each turn's median, in
-milliseconds, and the ratio. "backward" is what a layer of `fastconv.nn` does after its forward pass, and PyTorch's autograd
-after its own; "training" is both passes. Results are compared. Run nothing else meanwhile.
+Both run in processes of their own and take turns. The figure is the median of the best turn, in milliseconds, and the ratio.
+"backward" is what a layer of `fastconv.nn` does after its forward pass, and PyTorch's autograd after its own; "training" is
+both passes. Channels last is `torch.channels_last` to PyTorch. Results are compared. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,18 +40,29 @@ class Row(NamedTuple):
         return f"{self.operation} {'x'.join(map(str, self.shape))} {self.options} {self.layout} {self.which}"
 
 
-OTHERS = (("unfold", (8, 32, 56, 56), (3, 1, 1)), ("unfold", (8, 32, 56, 56), (2, 1, 0, 2)), ("linear", (1, 1024), (1000,)),
-          ("linear", (1, 4096), (4096,)), ("linear", (64, 1024), (1000,)))
+OTHERS = (("unfold", (8, 32, 56, 56), (3, 1, 1)), ("unfold", (8, 32, 56, 56), (2, 1, 0, 2)), ("fold", (8, 288, 3136), ((56, 56), 3, 1, 1)),
+          ("linear", (1, 1024), (1000,)), ("linear", (1, 4096), (4096,)), ("linear", (64, 1024), (1000,)),
+          ("locally_connected2d", (16, 16, 28, 28), (32, 3)), ("locally_connected2d", (1, 64, 14, 14), (64, 3)),
+          ("deform_conv2d", (1, 64, 56, 56), (64, 3)), ("deform_conv2d", (4, 64, 28, 28), (64, 3)))
+WEIGHTED = ("linear", "locally_connected2d", "deform_conv2d")  # operations of more than x: their options start with the outputs
 ROWS = [Row(*layer, layout, which) for layer in LAYERS.values() for layout in ("NCHW", "NHWC") for which in PASSES]
 ROWS += [Row(*other, "NCHW", which) for other in OTHERS for which in PASSES]
 
 
-def _input(row: Row) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(row.shape, dtype=np.float32)
-
-
-def _weight(row: Row) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((row.options[0], row.shape[1]), dtype=np.float32)
+def _operands(row: Row) -> list[np.ndarray]:
+    """What the row works on: x, and where it has them weights, then the offsets and the mask of a deformable convolution."""
+    rng = np.random.default_rng(0)
+    shapes = [row.shape]
+    if row.operation == "linear":
+        shapes.append((row.options[0], row.shape[1]))
+    elif row.operation in WEIGHTED:
+        outputs, k = row.options
+        batch, channels, *size = row.shape
+        if row.operation == "deform_conv2d":
+            shapes += [(outputs, channels, k, k), (batch, 2 * k * k, *size), (batch, k * k, *size)]
+        else:
+            shapes.append((outputs, channels, k, k, size[0] - k + 1, size[1] - k + 1))
+    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
 # -- one function per library: the row as a call ----------------------------------------------------------------------------
@@ -62,8 +72,9 @@ def _fastconv(row: Row, threads: int) -> Call | None:
     import fastconv as fc
 
     fc.set_num_threads(threads)
-    x = _input(row) if row.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(_input(row), 1, -1))
-    forward = _passes(row, x)
+    x, *others = _operands(row)
+    x = x if row.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    forward = _passes(row, x, *others)
     y, backprop = forward()
     gy = np.ones_like(y)
 
@@ -71,72 +82,102 @@ def _fastconv(row: Row, threads: int) -> Call | None:
         _, backprop = forward()
         return backprop(gy)
 
-    infer = _inference(row, x)
+    infer = _inference(row, x, *others)
     call = {"forward": infer, "backward": lambda: backprop(gy), "training": train}[row.which]
-    return call if row.layout == "NCHW" else _moved(call)
+    return call if row.layout == "NCHW" else _moved(call, x.ndim)
 
 
-def _passes(row: Row, x: np.ndarray) -> Callable[[], tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
+def _passes(row: Row, x: np.ndarray, *others: np.ndarray) -> Callable[[], tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
     """The forward pass that returns the backward pass."""
     import fastconv as fc
     from fastconv import nn
 
-    if row.operation == "unfold":
-        return lambda: (fc.unfold(x, *row.options), lambda gy: fc.unfold_backward(gy, x.shape, *row.options))
-    if row.operation == "linear":
-        w = _weight(row)
-        return lambda: (fc.linear(x, w), lambda gy: fc.linear_backward(gy, x, w, bias=False)[0])
-    name = "".join(word.capitalize() for word in row.operation.split("_"))
-    name = name if "Global" in name else name.removesuffix("2d") + "2d"
+    infer = _inference(row, x, *others)
+    backward: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "unfold": lambda gy: fc.unfold_backward(gy, x.shape, *row.options),
+        "fold": lambda gy: fc.fold_backward(gy, *row.options[1:]),
+        "linear": lambda gy: fc.linear_backward(gy, x, *others, bias=False)[0],
+        "locally_connected2d": lambda gy: fc.locally_connected2d_backward(gy, x, *others, bias=False)[0],
+        "deform_conv2d": lambda gy: fc.deform_conv2d_backward(gy, x, others[1], others[0], bias=False, padding=1, mask=others[2])[0]}
+    if row.operation in backward:
+        return lambda: (infer(), backward[row.operation])
+    name = "".join(word.capitalize() for word in row.operation.split("_")).replace("Lp", "LP")
     layer = getattr(nn, name)(*row.options, layout=row.layout)
     return lambda: layer.forward(x)
 
 
-def _inference(row: Row, x: np.ndarray) -> Call:
+def _inference(row: Row, x: np.ndarray, *others: np.ndarray) -> Call:
     import fastconv as fc
 
-    if row.operation == "linear":
-        w = _weight(row)
-        return lambda: fc.linear(x, w)
     function = getattr(fc, row.operation)
+    if row.operation == "deform_conv2d":
+        w, offset, mask = others
+        return lambda: function(x, offset, w, padding=1, mask=mask)
+    if others:
+        return lambda: function(x, *others)
+    if row.operation in ("unfold", "fold"):
+        return lambda: function(x, *row.options)
     return lambda: function(x, *row.options, layout=row.layout)
 
 
-def _moved(call: Call) -> Call:
-    """A call whose result is compared with channels first; a view, which takes no time to speak of."""
-    return lambda: np.moveaxis(call(), -1, 1)
+def _moved(call: Call, ndim: int) -> Call:
+    """A call whose result is compared with channels first; a view, and not by `np.moveaxis`, which would take 3 us."""
+    axes = (0, ndim - 1, *range(1, ndim - 1))
+    return lambda: call().transpose(axes)
 
 
 def _torch(row: Row, threads: int) -> Call | None:
     import torch
 
     torch.set_num_threads(threads)
-    x = torch.from_numpy(_input(row))
-    if row.layout == "NHWC":
-        x = x.contiguous(memory_format=torch.channels_last)
-    functions: dict[str, Callable[[Any], Any]] = {
-        "global_avg_pool": lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1),
-        "unfold": lambda x: torch.nn.functional.unfold(x, *row.options)}
-    if row.operation == "linear":
-        w = torch.from_numpy(_weight(row)).requires_grad_()
-        functions["linear"] = lambda x: torch.nn.functional.linear(x, w)
-    function = functions.get(row.operation) or (lambda x: getattr(torch.nn.functional, row.operation)(x, *row.options))
+    inputs = [torch.from_numpy(operand) for operand in _operands(row)]
+    if row.layout == "NHWC":  # contiguous with channels last, as `torch.channels_last` is for images
+        inputs[0] = inputs[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    function = _torch_function(row)
+    if function is None:
+        return None
     if row.which == "forward":
 
         def infer() -> np.ndarray:
             with torch.inference_mode():
-                return function(x).numpy()
+                return function(*inputs).numpy()
 
         return infer
-    x.requires_grad_()
-    inputs = (x, w) if row.operation == "linear" else (x,)
-    y = function(x)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    y = function(*inputs)
     gy = torch.ones_like(y)
 
     def backward(y: Any, keep: bool) -> np.ndarray:
         return torch.autograd.grad(y, inputs, gy, retain_graph=keep)[0].numpy()
 
-    return (lambda: backward(y, True)) if row.which == "backward" else lambda: backward(function(x), False)
+    return (lambda: backward(y, True)) if row.which == "backward" else lambda: backward(function(*inputs), False)
+
+
+def _torch_function(row: Row) -> Callable[..., Any] | None:
+    """The operation, or None where the library for it is missing."""
+    import torch
+
+    functional: Any = torch.nn.functional
+    if row.operation == "deform_conv2d":
+        try:
+            from torchvision.ops import deform_conv2d
+        except (ImportError, RuntimeError):
+            return None
+        return lambda x, w, offset, mask: deform_conv2d(x, offset, w, padding=1, mask=mask)
+    if row.operation == "linear":
+        return functional.linear
+    if row.operation == "locally_connected2d":  # PyTorch has none: windows times weights, as its users write it
+
+        def local(x: Any, w: Any) -> Any:
+            windows = functional.unfold(x, row.options[1])
+            return torch.einsum("nkp,okp->nop", windows, w.flatten(4).flatten(1, 3)).unflatten(2, w.shape[-2:])
+
+        return local
+    if row.operation.startswith("global"):
+        name = "adaptive_avg_pool2d" if "avg" in row.operation else "adaptive_max_pool2d"
+        return lambda x: getattr(functional, name)(x, 1)
+    return lambda x: getattr(functional, row.operation)(x, *row.options)
 
 
 LIBRARIES: Libraries = {"fastconv": (_fastconv, ()), "torch": (_torch, ("torch",))}
@@ -158,10 +199,10 @@ def main() -> int:
             continue
         results, seconds, found = take_turns(row, row.title, pipes, options.turns)
         problems += found
-        medians = {name: statistics.median(times) for name, times in seconds.items()}
-        text = "".join(f"{medians[name] * 1e3:11.4f}" if name in medians else f"{'-':>11s}" for name in pipes)
-        if len(medians) == len(LIBRARIES):
-            ratios.append(medians["torch"] / medians["fastconv"])
+        best = {name: min(times) for name, times in seconds.items()}
+        text = "".join(f"{best[name] * 1e3:11.4f}" if name in best else f"{'-':>11s}" for name in pipes)
+        if len(best) == len(LIBRARIES):
+            ratios.append(best["torch"] / best["fastconv"])
             text += f"  {ratios[-1]:.2f}x"
             error = float(np.abs(results["torch"][0] - results["fastconv"][0]).max() / np.abs(results["torch"][0]).max())
             if not error <= TOLERANCE:

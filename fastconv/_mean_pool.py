@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, check_out
+from ._calls import check_shape
 from ._checks import as_int, check_name
-from ._pool_calls import mean_gradient, pool, sliding
+from ._pool_calls import mean_gradient, pool, root_gradient, sliding
 from ._pool_docs import RANKS, named
 
 __all__ = ["avg_pool1d", "avg_pool1d_backward", "avg_pool2d", "avg_pool2d_backward", "avg_pool3d", "avg_pool3d_backward", "lp_pool1d",
@@ -169,21 +170,30 @@ def _make_lp_pool(ndim: int) -> Callable[..., np.ndarray]:
     """)
 
 
+def norm_gradient(ndim: int, gy: Any, x: Any, y: np.ndarray | None, norm_type: float, kernel_size: Any, stride: Any = None,
+                  padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, *, convention: str = "torch",
+                  layout: str = "NCHW") -> np.ndarray:
+    """The gradient of the norms y of x, which are taken again where they are not given."""
+    p, extra = _power(norm_type, convention)
+    geometry = sliding(kernel_size, stride, padding, dilation, ceil_mode, layout)
+    x, gy = as_array("x", x), as_array("gy", gy)
+    if p == 2 and x.dtype.kind != "c":
+        return root_gradient(ndim, gy, x, y, extra, geometry)
+    if y is None:
+        y = LP_POOLS[ndim - 1](x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, convention=convention, layout=layout)
+    check_shape("gy", gy.shape, y.shape)
+    with np.errstate(all="ignore"):
+        weighted = np.where(y == 0, 0, gy * y ** (1 - p))
+        slope = np.sign(x) * np.abs(x) ** (p - 1) if convention == "onnx" else x.astype(y.dtype) ** (p - 1)
+        slope = np.where(x == 0, 0, slope) if p < 1 else slope
+        return mean_gradient(ndim, weighted, x.shape, extra, geometry) * slope
+
+
 def _make_lp_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
     def lp_pool_backward(gy: Any, x: Any, norm_type: float, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                          ceil_mode: bool = False, *, convention: str = "torch", layout: str = "NCHW") -> np.ndarray:
-        p, extra = _power(norm_type, convention)
-        geometry = sliding(kernel_size, stride, padding, dilation, ceil_mode, layout)
-        x, gy = as_array("x", x), as_array("gy", gy)
-        y = LP_POOLS[ndim - 1](x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, convention=convention,
-                                         layout=layout)
-        if gy.shape != y.shape:
-            raise ValueError(f"gy must have shape {y.shape} for these operands and options, got {gy.shape}")
-        with np.errstate(all="ignore"):
-            weighted = np.where(y == 0, 0, gy * y ** (1 - p))
-            slope = np.sign(x) * np.abs(x) ** (p - 1) if convention == "onnx" else x.astype(y.dtype) ** (p - 1)
-            slope = np.where(x == 0, 0, slope) if p < 1 else slope
-            return mean_gradient(ndim, weighted, x.shape, extra, geometry) * slope
+        return norm_gradient(ndim, gy, x, None, norm_type, kernel_size, stride, padding, dilation, ceil_mode, convention=convention,
+                             layout=layout)
 
     return named(lp_pool_backward, "lp_pool_backward", ndim, """\
     The gradient of `lp_pool{n}d` with respect to x: gx = x ** (p - 1) * sum over the windows of gy y ** (1 - p), 0 where y is.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .backends._simd import BoundKernel
 
 __all__ = ["adaptive", "as_places", "check_gradient", "kept_gradient", "max_gradient", "maxima", "mean_gradient", "pool",
-           "pool_with_places", "scattered", "sliding", "taken", "windows_of"]
+           "pool_with_places", "root_gradient", "scattered", "sliding", "taken", "windows_of"]
 
 INT64 = np.dtype(np.int64)
 COMPUTED = {name: name for name in ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
@@ -65,10 +65,12 @@ class Ready:
         self.places = np.dtype(places)  # type of the places of maxima
         self._unused = np.empty(1, dtype)
 
-    def __call__(self, x: np.ndarray, w: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """`w` is the kernel's second, flat operand."""
+    def __call__(self, x: np.ndarray, w: np.ndarray | None = None, out: np.ndarray | None = None,
+                 third: np.ndarray | None = None) -> np.ndarray:
+        """`w` is the kernel's second operand, `third` the next; only their memory counts."""
         y = np.empty(self.shape, self.dtype) if out is None else out
-        if self._kernel is not None and self._kernel(x, self._unused if w is None else w, self._unused, y):
+        unused = self._unused
+        if self._kernel is not None and self._kernel(x, unused if w is None else w, unused if third is None else third, y):
             raise ValueError("indices must lie in the plane, or for flat_indices=True in the array, that was pooled")
         return y
 
@@ -113,14 +115,14 @@ def _divisors(windows: Windows, include_pad: bool, override: Any) -> Any:
 
 @functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
 def _backward(kind: str, ndim: int, shape: tuple[int, ...], dtype: np.dtype, extra: tuple[Any, ...], *geometry: Any) -> Ready:
-    """The kernel of a gradient: of a "mean", of maxima with "taps" or with "places"."""
+    """The kernel of a gradient: of a "mean" or a "root", of maxima with "taps" or with "places"."""
     windows = windows_of(ndim, shape, *geometry, name="input_shape" if kind == "mean" else "x")
     if 0 in (math.prod(windows.input_shape), math.prod(windows.output_shape)):
         return Ready(None, windows.input_shape, dtype.name, (-1,))
     from .backends import _pooling_plans as plans
 
-    if kind == "mean":
-        kernel = plans.bind_mean_gradient(windows, dtype.name, _divisors(windows, *extra))
+    if kind in ("mean", "root"):
+        kernel = plans.bind_mean_gradient(windows, dtype.name, _divisors(windows, *extra), rooted=kind == "root")
     elif kind == "taps":
         kernel = plans.bind_tap_gradient(windows, dtype.name)
     else:
@@ -216,6 +218,17 @@ def mean_gradient(ndim: int, gy: Any, shape: Any, extra: tuple[Any, ...], geomet
     return _filled(ready, gy, computed).astype(dtype, copy=False)
 
 
+def root_gradient(ndim: int, gy: Any, x: Any, y: Any, extra: tuple[Any, ...], geometry: Geometry) -> np.ndarray:
+    """The gradient of a "root" y of x, which is taken again where it is not given."""
+    x = as_array("x", x)
+    gy, computed, dtype = check_gradient(gy, x)
+    check_shape("gy", gy.shape, windows_of(ndim, x.shape, *geometry).output_shape)
+    x = as_operand(x, computed, x.shape)
+    y = pool("root", ndim, x, extra, geometry) if y is None else as_operand(y, computed, y.shape)
+    ready = _backward("root", ndim, x.shape, computed, extra, *geometry)
+    return _filled(ready, gy, computed, y, x).astype(dtype, copy=False)
+
+
 def max_gradient(ndim: int, gy: Any, x: Any, places: Any, flat: bool, geometry: Geometry) -> np.ndarray:
     """The gradient of a "max"; the places are found again where they are not given."""
     x = as_array("x", x)
@@ -252,10 +265,10 @@ def as_places(indices: Any, shape: tuple[int, ...]) -> np.ndarray:
     return as_operand(indices, INT64, (indices.size,))
 
 
-def _filled(ready: Ready, gy: np.ndarray, computed: np.dtype, w: np.ndarray | None = None) -> np.ndarray:
+def _filled(ready: Ready, gy: np.ndarray, computed: np.dtype, w: np.ndarray | None = None, third: np.ndarray | None = None) -> np.ndarray:
     if gy.size == 0:
         return np.zeros(ready.shape, ready.dtype)
-    return ready(as_operand(gy, computed, gy.shape), w)
+    return ready(as_operand(gy, computed, gy.shape), w, None, third)
 
 
 # -- unpooling ------------------------------------------------------------------------------------------------------------

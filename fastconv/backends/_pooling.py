@@ -10,7 +10,15 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import inlined, outlined
-from ._pooling_pixels import averaged_pixel, highest_pixel, highest_pixel_places, highest_run
+from ._pooling_pixels import (
+    averaged_pixels,
+    head_of,
+    highest_pixel,
+    highest_pixel_places,
+    highest_pixels,
+    highest_run,
+    mean_pixel,
+)
 from ._pooling_rows import (
     added_rows,
     averaged_columns,
@@ -20,39 +28,27 @@ from ._pooling_rows import (
     highest_rows,
     load_most,
 )
+from ._pooling_tasks import next_row, row_at
 from ._simd import (
     advance,
     as_bytes,
     as_int64,
-    broadcast,
-    divide,
     get,
     lanes_of,
     load,
     load_between,
     lowest_element,
+    own_first,
     parallel_kernel,
     put,
-    shared_out,
     store_bytes,
-    store_first,
     thawed,
     total,
-    zero,
     zero_element,
 )
 from ._sums import BLOCK, sum_run
 
 SHORT = 256  # elements of a plane that are added without further ado
-PIXEL_BLOCK = 64  # pixels that are added before their sum joins a total
-
-
-@inlined
-def row_at(index, g):
-    """(plane, od, oh) of a row of the result."""
-    above = index // g.out_h
-    plane = above // g.out_d
-    return plane, above - plane * g.out_d, index - above * g.out_h
 
 
 @inlined
@@ -76,48 +72,51 @@ def write_positions(chosen, count, offset, positions):
 @parallel_kernel
 def max_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, channels first."""
-    g, table_d, table_h, table_w, run = thawed(constants)
+    g, table_d, table_h, table_w, tasks = thawed(constants)
     fill_line(scratch, g.length, lowest_element(x))
-    rows = g.planes * g.out_d * g.out_h
-    for index in shared_out(counters, run, rows):
-        plane, od, oh = row_at(index, g)
-        start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-        highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
-                     g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
-        highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            highest_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                         g.step_h * g.size_w, g.size_w, advance(scratch, g.left))
+            highest_columns(scratch, g, table_w, advance(y, index * g.out_w))
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
 def mean_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the sums of windows over their divisors, channels first; or the roots of the sums of squares."""
-    g, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
+    g, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, tasks = thawed(constants)
     fill_line(scratch, g.length, zero_element(x))
-    rows = g.planes * g.out_d * g.out_h
-    for index in shared_out(counters, run, rows):
-        plane, od, oh = row_at(index, g)
-        start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-        added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
-                   g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
-        averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            start = plane * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            added_rows(advance(x, start), table_d[2 * od + 1], g.step_d * g.size_h * g.size_w, table_h[2 * oh + 1],
+                       g.step_h * g.size_w, g.size_w, squares, advance(scratch, g.left))
+            averaged_columns(scratch, g, table_w, divisors_d[od] * divisors_h[oh], divisors_w, squares, advance(y, index * g.out_w))
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
 def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, w = their places, channels first; floats. Positions are int64, taps bytes."""
-    g, table_d, table_h, table_w, n, first_d, first_h, first_w, ramp, flat, run = thawed(constants)
+    g, table_d, table_h, table_w, n, first_d, first_h, first_w, ramp, flat, tasks = thawed(constants)
     positions, taps, chosen = as_int64(w), as_bytes(w), advance(scratch, 2 * g.length)
     fill_line(scratch, g.length, lowest_element(x))
     fill_line(advance(scratch, g.length), g.length, -lowest_element(x))
-    rows = g.planes * g.out_d * g.out_h
-    for index in shared_out(counters, run, rows):
-        plane, od, oh = row_at(index, g)
-        at = index * g.out_w
-        highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
-                    scratch, advance(y, at), chosen)
-        if n.by_column == 0:
-            write_taps(chosen, g.out_w, advance(taps, at))
-        else:
-            write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            at = index * g.out_w
+            highest_row(advance(x, plane * g.plane), g, table_d, table_h, table_w, n, first_d[od] + first_h[oh], first_w, od, oh, ramp,
+                        scratch, advance(y, at), chosen)
+            if n.by_column == 0:
+                write_taps(chosen, g.out_w, advance(taps, at))
+            else:
+                write_positions(chosen, g.out_w, flat * plane * g.plane, advance(positions, at))
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 # -- channels last --------------------------------------------------------------------------------------------------------
@@ -126,55 +125,52 @@ def place_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
 @parallel_kernel
 def max_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, channels last."""
-    g, channels, table_d, table_h, table_w, run = thawed(constants)
-    rows = g.planes * g.out_d * g.out_h
-    pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    for index in shared_out(counters, run, rows):
-        image, od, oh = row_at(index, g)
-        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-        for o in range(g.out_w):
-            highest_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
-                          table_w[2 * o + 1], g.step_w * channels, channels, advance(y, (index * g.out_w + o) * channels))
+    g, channels, table_d, table_h, table_w, runs, tasks = thawed(constants)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            highest_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, runs,
+                           channels, advance(y, index * g.out_w * channels))
+            image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
 def mean_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the sums of windows over their divisors, channels last; or the roots of the sums of squares."""
-    g, channels, table_d, table_h, table_w, divisors_d, divisors_h, divisors_w, squares, run = thawed(constants)
-    rows = g.planes * g.out_d * g.out_h
-    pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    for index in shared_out(counters, run, rows):
-        image, od, oh = row_at(index, g)
-        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-        divisor = divisors_d[od] * divisors_h[oh]
-        for o in range(g.out_w):
-            averaged_pixel(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1], pitch_h,
-                           table_w[2 * o + 1], g.step_w * channels, channels, squares, divisor * divisors_w[o], squares,
-                           advance(y, (index * g.out_w + o) * channels))
+    g, channels, table_d, table_h, table_w, runs, divisors_d, divisors_h, divisors_w, squares, tasks = thawed(constants)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            averaged_pixels(advance(x, start * channels), g, table_d[2 * od + 1], table_h[2 * oh + 1], table_w, runs, channels,
+                            squares, divisors_d[od] * divisors_h[oh], divisors_w, advance(y, index * g.out_w * channels))
+            image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 @parallel_kernel
 def place_pixels(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, w = their places, channels last; floats. Positions are int64, taps bytes."""
-    g, channels, table_d, table_h, table_w, n, first_d, first_h, first_w, flat, run = thawed(constants)
+    g, channels, table_d, table_h, table_w, n, first_d, first_h, first_w, flat, tasks = thawed(constants)
     positions, taps = as_int64(w), as_bytes(w)
-    rows = g.planes * g.out_d * g.out_h
     pitch_h, pitch_d = g.step_h * g.size_w * channels, g.step_d * g.size_h * g.size_w * channels
-    for index in shared_out(counters, run, rows):
-        image, od, oh = row_at(index, g)
-        start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
-        for o in range(g.out_w):
-            at = (index * g.out_w + o) * channels
-            highest_pixel_places(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1],
-                                 pitch_h, table_w[2 * o + 1], g.step_w * channels, channels,
-                                 first_d[od] + first_h[oh] + first_w[o], n, advance(y, at), scratch)
-            if n.by_column == 0:
-                write_taps(scratch, channels, advance(taps, at))
-                continue
-            write_positions(scratch, channels, 0, advance(positions, at))
-            for c in range(flat * channels):
-                place = positions[at + c]
-                put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        image, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            start = image * g.plane + (table_d[2 * od] * g.size_h + table_h[2 * oh]) * g.size_w
+            for o in range(g.out_w):
+                at = (index * g.out_w + o) * channels
+                highest_pixel_places(advance(x, (start + table_w[2 * o]) * channels), table_d[2 * od + 1], pitch_d, table_h[2 * oh + 1],
+                                     pitch_h, table_w[2 * o + 1], g.step_w * channels, channels,
+                                     first_d[od] + first_h[oh] + first_w[o], n, advance(y, at), scratch)
+                if n.by_column == 0:
+                    write_taps(scratch, channels, advance(taps, at))
+                    continue
+                write_positions(scratch, channels, 0, advance(positions, at))
+                for c in range(flat * channels):
+                    place = positions[at + c]
+                    put(positions, at + c, place if place < 0 else (image * g.plane + place) * channels + c)
+            image, od, oh = next_row(image, od, oh, g.out_d, g.out_h)
 
 
 # -- any type, any layout -------------------------------------------------------------------------------------------------
@@ -197,21 +193,22 @@ def find_place(x, g, pitch, table_d, table_h, table_w, od, oh, o):
 @parallel_kernel
 def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the maxima of windows, w = their places as int64, one by one: integers, and planes of too many elements."""
-    g, channels, last, table_d, table_h, table_w, flat, run = thawed(constants)
+    g, channels, last, table_d, table_h, table_w, flat, tasks = thawed(constants)
     places = as_int64(w)
     pitch = channels if last else 1
-    rows = g.planes * channels * g.out_d * g.out_h
-    for index in shared_out(counters, run, rows):
-        plane, od, oh = row_at(index, g)
-        image, c = plane // channels, plane % channels
-        start = image * g.plane * channels + c if last else plane * g.plane
-        for o in range(g.out_w):
-            place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
-            at = index * g.out_w + o
-            if last:
-                at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
-            put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
-            put(places, at, start + place * pitch if flat and place >= 0 else place)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        plane, od, oh = row_at(task * tasks.run, g.out_d, g.out_h)
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            image, c = plane // channels, plane % channels
+            start = image * g.plane * channels + c if last else plane * g.plane
+            for o in range(g.out_w):
+                place = find_place(advance(x, start), g, pitch, table_d, table_h, table_w, od, oh, o)
+                at = index * g.out_w + o
+                if last:
+                    at = (((image * g.out_d + od) * g.out_h + oh) * g.out_w + o) * channels + c
+                put(y, at, lowest_element(x) if place < 0 else get(x, start + place * pitch))
+                put(places, at, start + place * pitch if flat and place >= 0 else place)
+            plane, od, oh = next_row(plane, od, oh, g.out_d, g.out_h)
 
 
 # -- whole images ---------------------------------------------------------------------------------------------------------
@@ -220,9 +217,10 @@ def place_each(x, w, bias, y, constants, scratch, counters, thread, threads):
 @parallel_kernel
 def max_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the maximum of a plane."""
-    planes, size, run = thawed(constants)
-    for plane in shared_out(counters, run, planes):
-        put(y, plane, highest_run(advance(x, plane * size), size))
+    size, tasks = thawed(constants)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        for plane in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            put(y, plane, highest_run(advance(x, plane * size), size))
 
 
 @inlined
@@ -239,28 +237,43 @@ def short_sum(x, size):
 @parallel_kernel
 def mean_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y[plane] = the mean of a plane."""
-    planes, size, divisor, run = thawed(constants)
-    for plane in shared_out(counters, run, planes):
-        if size <= SHORT:
-            put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
-        else:
-            whole = 0.0
-            for i in range(0, size, BLOCK):
-                whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
-            put(y, plane, whole / divisor)
+    size, divisor, tasks = thawed(constants)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        for plane in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            if size <= SHORT:
+                put(y, plane, total(short_sum(advance(x, plane * size), size)) / divisor)
+            else:
+                whole = 0.0
+                for i in range(0, size, BLOCK):
+                    whole += sum_run(advance(x, plane * size + i), min(BLOCK, size - i))
+                put(y, plane, whole / divisor)
+
+
+@parallel_kernel
+def max_images(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y[image][channel] = the maximum of an image's pixels, by runs of channels."""
+    size, channels, width, parts, tasks = thawed(constants)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            image, start = index // parts, index % parts * width
+            source, target = advance(x, image * size * channels + start), advance(y, image * channels + start)
+            count = min(width, channels - start)
+            at, end = 0, head_of(source, count)
+            while at < count:
+                highest_pixel(advance(source, at), 1, 0, 1, 0, size, channels, end - at, advance(target, at))
+                at, end = end, count
 
 
 @parallel_kernel
 def mean_images(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y[image][channel] = the mean of an image's pixels, by runs of channels; four vectors of them at a time are no faster."""
-    images, size, channels, divisor, width, parts = thawed(constants)
-    for task in shared_out(counters, 1, images * parts):
-        image, start = task // parts, task % parts * width
-        for c in range(start, min(channels, start + width), lanes_of(x)):
-            mean = zero(x)
-            for block in range(0, size, PIXEL_BLOCK):
-                a = zero(x)
-                for i in range(block, min(size, block + PIXEL_BLOCK)):
-                    a += load_most(x, (image * size + i) * channels + c, channels - c)
-                mean += a
-            store_first(y, image * channels + c, divide(mean, broadcast(y, divisor)), channels - c)
+    """y[image][channel] = the mean of an image's pixels, by runs of channels."""
+    size, channels, width, parts, divisor, tasks = thawed(constants)
+    for task in own_first(counters, thread, tasks.shares, tasks.number):
+        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+            image, start = index // parts, index % parts * width
+            source, target = advance(x, image * size * channels + start), advance(y, image * channels + start)
+            count = min(width, channels - start)
+            at, end = 0, head_of(source, count)
+            while at < count:
+                mean_pixel(advance(source, at), size, channels, end - at, divisor, advance(target, at))
+                at, end = end, count

@@ -10,9 +10,10 @@ import numpy as np
 
 from .._windows import Windows
 from ._jit import num_threads
-from ._max_gradients import NO_TAP, NOWHERE, gather_places, scatter_places, scatter_taps
-from ._mean_gradients import covering_of, fill_images, spread_pixels, spread_rows
+from ._max_gradients import NO_TAP, NOWHERE, Held, gather_places, gather_taps, scatter_places, scatter_planes, scatter_taps
+from ._mean_gradients import Covered, covering_of, fill_pixels, fill_planes, spread_pixels, spread_rows
 from ._pooling import (
+    max_images,
     max_pixels,
     max_planes,
     max_rows,
@@ -25,10 +26,11 @@ from ._pooling import (
     place_rows,
 )
 from ._pooling_rows import LARGEST_PLANE, Rows, numbering_of, rows_of, tables_of
+from ._pooling_tasks import SERIAL_STEPS, bind_rows
 from ._simd import BoundKernel, lane_count
+from ._simd.threads import ParallelKernel
 
-TASK = 32 * 1024  # steps of elements in a task: some microseconds
-SERIAL_STEPS = 24_000  # that one thread has done before a second has started (benchmarks/bench_pool.py, tiny)
+ROW_STEPS = 160  # that a row with channels first takes besides: 20 ns
 FEW_OUTPUTS = 1024  # of a plane that are scattered in one run
 Divisors = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -40,11 +42,6 @@ def divisors_of(windows: Windows, include_pad: bool, override: int | None = None
         return np.full(lengths[0], float(override)), np.ones(lengths[1]), np.ones(lengths[2])
     along = [np.maximum(windows.counts(axis, include_pad), 1).astype(float) for axis in range(3)]
     return along[0], along[1], along[2]
-
-
-def _run(rows: int, steps: int) -> int:
-    """Rows of a task."""
-    return max(1, min(TASK // max(1, steps), -(-rows // 8)))
 
 
 def _padded(factors: np.ndarray, dtype: str) -> np.ndarray:
@@ -60,10 +57,16 @@ def _ramp(dtype: str, slope: int) -> np.ndarray:
     return slope * np.arange(lane_count(dtype)).astype(dtype)
 
 
+def _lines(g: Rows) -> int:
+    """Rows of the result."""
+    return g.planes * g.out_d * g.out_h
+
+
 def _steps(windows: Windows, g: Rows) -> int:
     """Steps of elements for a row of the result."""
     kernel = [int(windows.inside(axis)[:, 1].max()) for axis in range(3)]
-    return g.size_w * kernel[0] * kernel[1] + g.out_w * kernel[2]
+    steps = g.size_w * kernel[0] * kernel[1] + g.out_w * kernel[2]
+    return steps * windows.channels if windows.channels_last else steps + ROW_STEPS
 
 
 def _images_of(windows: Windows, g: Rows) -> Rows:
@@ -77,49 +80,56 @@ def _images_of(windows: Windows, g: Rows) -> Rows:
 def bind_max(windows: Windows, dtype: str) -> BoundKernel:
     """kernel(x, -, -, y)."""
     g = rows_of(windows, dtype)
-    steps, lines = _steps(windows, g), g.out_d * g.out_h
-    if windows.channels_last:
-        steps *= windows.channels
-        g = _images_of(windows, g)
-        run = _run(g.planes * lines, steps)
-        return max_pixels.bind(dtype, (g, windows.channels, *tables_of(windows), run), parallel=g.planes * lines * steps > SERIAL_STEPS)
     if windows.whole:
-        return max_planes.bind(dtype, (g.planes, g.plane, _run(g.planes, g.plane)), parallel=g.planes * g.plane > SERIAL_STEPS)
-    constants = (g, *tables_of(windows), _run(g.planes * lines, steps))
-    return max_rows.bind(dtype, constants, scratch=g.length, parallel=g.planes * lines * steps > SERIAL_STEPS)
+        if windows.channels_last:
+            return _bind_images(max_images, windows, dtype)
+        return bind_rows(max_planes, dtype, (g.plane,), g.planes, g.plane)
+    if windows.channels_last:
+        g = _images_of(windows, g)
+        return bind_rows(max_pixels, dtype, (g, windows.channels, *tables_of(windows), _runs(windows)), _lines(g), _steps(windows, g))
+    return bind_rows(max_rows, dtype, (g, *tables_of(windows)), _lines(g), _steps(windows, g), scratch=g.length)
 
 
 def bind_mean(windows: Windows, dtype: str, divisors: Divisors, squares: bool) -> BoundKernel:
     """kernel(x, -, -, y): sums over divisors, or the roots of sums of squares over divisors."""
-    constants: tuple[Any, ...]
     g = rows_of(windows, dtype)
-    steps, lines = _steps(windows, g), g.out_d * g.out_h
-    divisor = np.dtype(dtype).type(math.prod(float(factors[0]) for factors in divisors))
     if windows.whole and not squares:
-        parallel = g.planes * g.plane > SERIAL_STEPS
-        if not windows.channels_last:
-            return mean_planes.bind(dtype, (g.planes, g.plane, divisor, _run(g.planes, g.plane)), parallel=parallel)
-        width = _width(windows, dtype)
-        constants = (windows.batch, g.plane, windows.channels, divisor, width, -(-windows.channels // width))
-        return mean_images.bind(dtype, constants, parallel=parallel)
-    factors = tuple(_padded(values, dtype) for values in divisors)
+        divisor = np.dtype(dtype).type(math.prod(float(factors[0]) for factors in divisors))
+        if windows.channels_last:
+            return _bind_images(mean_images, windows, dtype, divisor)
+        return bind_rows(mean_planes, dtype, (g.plane, divisor), g.planes, g.plane)
+    factors = (*(_padded(values, dtype) for values in divisors), int(squares))
     if windows.channels_last:
-        steps *= windows.channels
         g = _images_of(windows, g)
-        constants = (g, windows.channels, *tables_of(windows), *factors, int(squares), _run(g.planes * lines, steps))
-        return mean_pixels.bind(dtype, constants, parallel=g.planes * lines * steps > SERIAL_STEPS)
-    constants = (g, *tables_of(windows), *factors, int(squares), _run(g.planes * lines, steps))
-    return mean_rows.bind(dtype, constants, scratch=g.length, parallel=g.planes * lines * steps > SERIAL_STEPS)
+        constants = (g, windows.channels, *tables_of(windows), _runs(windows, divisors[2]), *factors)
+        return bind_rows(mean_pixels, dtype, constants, _lines(g), _steps(windows, g))
+    return bind_rows(mean_rows, dtype, (g, *tables_of(windows), *factors), _lines(g), _steps(windows, g), scratch=g.length)
+
+
+def _runs(windows: Windows, divisors: np.ndarray | None = None) -> np.ndarray:
+    """Of each window along a row, how many from it on are a point from each other, of one width and one divisor."""
+    first, count = windows.inside(2).T
+    like = (np.diff(first) == 1) & (np.diff(count) == 0)
+    if divisors is not None:
+        like &= np.diff(divisors) == 0
+    ends = np.flatnonzero(np.append(~like, True))  # of the runs, whose last window is not like the next
+    return ends[np.searchsorted(ends, np.arange(len(first)))] + 1 - np.arange(len(first))
+
+
+def _bind_images(kernel: ParallelKernel, windows: Windows, dtype: str, *divisor: Any) -> BoundKernel:
+    """A kernel of whole images with channels last, cut into runs of channels where images are few."""
+    size, width = math.prod(windows.input_size), _width(windows, dtype)
+    parts = -(-windows.channels // width)
+    return bind_rows(kernel, dtype, (size, windows.channels, width, parts, *divisor), windows.batch * parts, size * width)
 
 
 def bind_places(windows: Windows, dtype: str, flat: bool) -> BoundKernel:
     """kernel(x, positions, -, y), the positions int64 in memory of x's type."""
     g = rows_of(windows, dtype)
     if g.plane > LARGEST_PLANE.get(dtype, 0):
-        steps, rows = _steps(windows, g), g.planes * g.out_d * g.out_h
-        g = _images_of(windows, g)
-        constants = (g, windows.channels, int(windows.channels_last), *tables_of(windows), int(flat), _run(rows, steps))
-        return place_each.bind(dtype, constants, parallel=rows * steps > SERIAL_STEPS)
+        rows, steps = _lines(g), _steps(windows, g)
+        constants = (_images_of(windows, g), windows.channels, int(windows.channels_last), *tables_of(windows), int(flat))
+        return bind_rows(place_each, dtype, constants, rows, steps)
     return _bind_numbered(windows, g, dtype, taps=False, flat=flat)
 
 
@@ -136,14 +146,12 @@ def bind_taps(windows: Windows, dtype: str) -> BoundKernel:
 def _bind_numbered(windows: Windows, g: Rows, dtype: str, taps: bool, flat: bool) -> BoundKernel:
     numbering, firsts = numbering_of(windows, taps)
     numbered = (*tables_of(windows), numbering, *firsts)
-    steps, lines = _steps(windows, g), g.out_d * g.out_h
-    parallel = g.planes * lines * steps > SERIAL_STEPS
     if windows.channels_last:
         g, channels = _images_of(windows, g), windows.channels
-        constants: tuple[Any, ...] = (g, channels, *numbered, int(flat), _run(g.planes * lines, steps * channels))
-        return place_pixels.bind(dtype, constants, scratch=channels + lane_count(dtype), parallel=parallel)
-    constants = (g, *numbered, _ramp(dtype, numbering.by_column), int(flat), _run(g.planes * lines, steps))
-    return place_rows.bind(dtype, constants, scratch=3 * g.length, parallel=parallel)
+        return bind_rows(place_pixels, dtype, (g, channels, *numbered, int(flat)), _lines(g), _steps(windows, g),
+                         scratch=channels + lane_count(dtype))
+    constants = (g, *numbered, _ramp(dtype, numbering.by_column), int(flat))
+    return bind_rows(place_rows, dtype, constants, _lines(g), _steps(windows, g), scratch=3 * g.length)
 
 
 # -- backward -------------------------------------------------------------------------------------------------------------
@@ -156,32 +164,45 @@ def _width(windows: Windows, dtype: str) -> int:
     return max(1, -(-windows.channels // parts // lanes)) * lanes
 
 
-def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors) -> BoundKernel:
-    """kernel(gy, -, -, gx)."""
-    constants: tuple[Any, ...]
+def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors, rooted: bool = False) -> BoundKernel:
+    """kernel(gy, -, -, gx), or kernel(gy, y, x, gx) of the roots y of means of squares of x."""
     last, channels = windows.channels_last, windows.channels
-    images = windows.batch if last else windows.batch * channels
-    g = covering_of(windows, images, dtype)
+    planes = windows.batch if last else windows.batch * channels
     size = math.prod(windows.input_size)
-    parallel = windows.batch * channels * size > SERIAL_STEPS
-    if windows.whole:
+    if windows.whole and not rooted:
         divisor = np.dtype(dtype).type(math.prod(float(factors[0]) for factors in divisors))
-        constants = (images, size, channels, int(last), divisor, _run(images, size * channels if last else size))
-        return fill_images.bind(dtype, constants, scratch=channels if last else 0, parallel=parallel)
-    tables = tuple(table for axis in range(3) for table in windows.covering(axis))
-    reciprocals = [_padded(1 / factors, dtype) for factors in divisors]
-    rows = images * g.size_d * g.size_h
+        if last:
+            return bind_rows(fill_pixels, dtype, (size, channels, divisor), planes * size, channels, scratch=channels)
+        return bind_rows(fill_planes, dtype, (size, divisor), planes, size)
+    g = covering_of(windows, planes, dtype)
+    covered = tuple(Covered(*windows.covering(axis)) for axis in range(3))
+    rates = [_padded(1 / factors, dtype) for factors in divisors]
+    rows = planes * g.size_d * g.size_h
     if last:
-        constants = (g, channels, tables, *reciprocals, _run(rows, g.size_w * channels))
-        return spread_pixels.bind(dtype, constants, parallel=parallel)
-    constants = (g, tables, *reciprocals[:2], _padded(divisors[2], dtype), _run(rows, 2 * g.size_w))
-    return spread_rows.bind(dtype, constants, scratch=g.length + 2 * lane_count(dtype), parallel=parallel)
+        constants: tuple[Any, ...] = (g, channels, covered, *rates, np.dtype(dtype).type(1), int(rooted))
+        return bind_rows(spread_pixels, dtype, constants, rows, 2 * g.size_w * channels, scratch=g.out_w * channels)
+    inside = windows.inside(2)
+    constants = (g, covered, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates, int(rooted))
+    return bind_rows(spread_rows, dtype, constants, rows, 2 * g.size_w + ROW_STEPS, scratch=g.length + 2 * lane_count(dtype))
+
+
+def _reaching(inside: np.ndarray, size: int, lanes: int) -> np.ndarray:
+    """(first, end) of the outputs with points in each vector of input columns, and perhaps some without between them."""
+    first, count = inside.T
+    low = np.arange(0, size, lanes)[:, np.newaxis]
+    there = (first < low + lanes) & (first + count > low) & (count > 0)
+    end = np.where(there.any(1), len(inside) - there[:, ::-1].argmax(1), 0)
+    return np.stack([np.where(end > 0, there.argmax(1), 0), end], axis=1).reshape(-1)
 
 
 def bind_tap_gradient(windows: Windows, dtype: str) -> BoundKernel:
     """kernel(gy, taps, -, gx)."""
     size = math.prod(windows.input_size)
     images, channels = (windows.batch, windows.channels) if windows.channels_last else (windows.batch * windows.channels, 1)
+    if 2 * math.prod(windows.output_size) * math.prod(windows.largest) <= min(channels, lane_count(dtype)) * size:
+        return _bind_gathered(windows, dtype)
+    if windows.whole and not windows.channels_last:
+        return bind_rows(scatter_planes, dtype, (size,), images, size)
     parallel = images * channels * size > SERIAL_STEPS
     pitches = [pitch * channels for pitch in (windows.input_size[1] * windows.input_size[2], windows.input_size[2], 1)]
     begins = [windows.begins(axis) * pitch for axis, pitch in enumerate(pitches)]
@@ -195,9 +216,21 @@ def bind_tap_gradient(windows: Windows, dtype: str) -> BoundKernel:
     if bands == 1 and math.prod(windows.output_size) <= FEW_OUTPUTS:
         starts, begins[2] = np.zeros(1, np.int64), _sums(starts, begins[2])
         ends, first_runs, end_runs = ends[-1:], starts, starts + 1
-    constants = (images, size, channels, bands, len(starts), len(begins[2]), edges * pitches[axis], first_runs, end_runs, starts,
-                 ends * pitches[axis], begins[2], reaches, np.arange(channels), _run(images * bands, 2 * size * channels // bands))
-    return scatter_taps.bind(dtype, constants, parallel=parallel)
+    constants = (size, channels, bands, len(starts), len(begins[2]), edges * pitches[axis], first_runs, end_runs, starts,
+                 ends * pitches[axis], begins[2], reaches, np.arange(channels))
+    return bind_rows(scatter_taps, dtype, constants, images * bands, 2 * size * channels // bands)
+
+
+def _bind_gathered(windows: Windows, dtype: str) -> BoundKernel:
+    """The gradient by pixels, which look at all windows that hold them."""
+    g = covering_of(windows, windows.batch, dtype)
+    held = []
+    for axis, pitch in enumerate((windows.largest[1] * windows.largest[2], windows.largest[2], 1)):
+        offsets, outputs = windows.covering(axis)
+        points = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        held.append(Held(offsets, outputs, (points - windows.begins(axis)[outputs]) // windows.dilation[axis] * pitch))
+    rows, steps = g.planes * g.size_d * g.size_h, 2 * g.size_w * windows.channels
+    return bind_rows(gather_taps, dtype, (g, windows.channels, *held), rows, steps)
 
 
 def _sums(*tables: np.ndarray) -> np.ndarray:
@@ -228,5 +261,4 @@ def bind_gather(windows: Windows, dtype: str, flat: bool) -> BoundKernel:
     """kernel(gy, places, -, gx), which returns 1 if a place lies outside."""
     last, plane, outputs = windows.channels_last, math.prod(windows.input_size), math.prod(windows.output_size)
     images, channels = (windows.batch, windows.channels) if last else (windows.batch * windows.channels, 1)
-    constants = (images, plane, outputs, channels, int(flat), _run(images * outputs, 2 * channels))
-    return gather_places.bind(dtype, constants, parallel=images * channels * outputs > SERIAL_STEPS)
+    return bind_rows(gather_places, dtype, (images, plane, outputs, channels, int(flat)), images * outputs, 2 * channels)

@@ -25,11 +25,10 @@ def _function(name: str) -> Any:
 
 
 class _Pool(Layer):
-    """A pooling: `name` is its function's, `from_input` whether the gradient needs the input or only its shape."""
+    """A pooling whose gradient needs the shape of the input only; `name` is its function's."""
 
     ndim = 0  # any number of spatial axes
     name = ""
-    from_input = False
 
     def __init__(self, values: tuple[Any, ...], options: dict[str, Any], layout: str):
         super().__init__()
@@ -60,12 +59,11 @@ class _Pool(Layer):
         """The output and the function of its gradient."""
         x = self._checked(x)
         y = self(x)
-        shape, dtype = y.shape, y.dtype
-        known = x if self.from_input else x.shape
+        input_shape, shape, dtype = x.shape, y.shape, y.dtype
         backward = _function(f"{self.name}_backward")
 
         def backprop(gy: Any) -> np.ndarray:
-            return backward(self.as_gradient(gy, shape, dtype), known, *self._backward_values(), **self.options)
+            return backward(self.as_gradient(gy, shape, dtype), input_shape, *self._backward_values(), **self.options)
 
         return y, backprop
 
@@ -112,12 +110,23 @@ class _AvgPool(_Pool):
 
 
 class _LPPool(_Pool):
-    from_input = True
-
     def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False, *, padding: Any = 0,
                  dilation: Any = 1, layout: str = "NCHW"):
         super().__init__((norm_type, kernel_size), {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode},
                          layout)
+
+    def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
+        """The output and the function of its gradient."""
+        from .._mean_pool import norm_gradient
+
+        x = self._checked(x)
+        y = self(x)
+        shape, dtype = y.shape, y.dtype
+
+        def backprop(gy: Any) -> np.ndarray:
+            return norm_gradient(self.ndim, self.as_gradient(gy, shape, dtype), x, y, *self.values, **self.options)
+
+        return y, backprop
 
 
 class _Adaptive(_Pool):

@@ -43,13 +43,15 @@ from .select import (
     divide,
     greatest,
     greatest_lane,
+    keep_between,
     keep_nan,
     larger,
     lowest,
     lowest_element,
+    quotient,
     where_equal,
 )
-from .small import as_bytes, store_bytes
+from .small import as_bytes, store_bytes, where_byte
 from .strip import gradient_tile, strip_tile, tap_vectors, transposed_tile
 from .threads import COUNTER_PITCH, BoundKernel, next_task, own_first, parallel_kernel, raise_flag, shared_out, thawed
 from .tile import (
@@ -145,6 +147,7 @@ __all__ = [
     "gradient_tile",
     "greatest",
     "greatest_lane",
+    "keep_between",
     "keep_first",
     "keep_nan",
     "lane_count",
@@ -166,6 +169,7 @@ __all__ = [
     "prefetch_read",
     "prefetch_write",
     "put",
+    "quotient",
     "raise_flag",
     "rectify",
     "shared_out",
@@ -200,6 +204,7 @@ __all__ = [
     "transpose_streamed",
     "transpose_whole",
     "transposed_tile",
+    "where_byte",
     "where_equal",
     "where_infinite_below",
     "where_negative",

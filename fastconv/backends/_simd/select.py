@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .emit import I1, VectorType, emit_scale, emit_splat, vector_of, zero_of
+from .emit import I1, VectorType, emit_scale, emit_splat, mask_between, vector_of, zero_of
 
 
 def emit_compare(builder: Any, vector: VectorType, symbol: str, a: Any, b: Any) -> Any:
@@ -48,17 +48,17 @@ def broadcast(typingctx, p, value):
     return vector(p, p.dtype), lambda context, builder, signature, args: emit_splat(builder, args[1], vector.lanes)
 
 
+def emit_greatest(builder: Any, vector: VectorType, x: Any, y: Any) -> Any:
+    """The larger of each pair of lanes, of which there may be fewer than in a vector; NaN where either is."""
+    # A single instruction, which gives y where either is NaN; then x where x is.
+    larger = builder.select(emit_compare(builder, vector, ">", x, y), x, y)
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, larger) if vector.is_float else larger
+
+
 @intrinsic
 def greatest(typingctx, a, b):
     """The larger of each pair of lanes; NaN where either is."""
-
-    def codegen(context, builder, signature, args):
-        x, y = args
-        # A single instruction, which gives y where either is NaN; then x where x is.
-        larger = builder.select(emit_compare(builder, a, ">", x, y), x, y)
-        return builder.select(builder.fcmp_unordered("uno", x, x), x, larger) if a.is_float else larger
-
-    return a(a, a), codegen
+    return a(a, a), lambda context, builder, signature, args: emit_greatest(builder, a, *args)
 
 
 @intrinsic
@@ -76,15 +76,13 @@ def greatest_lane(typingctx, value):
     """The largest lane, NaN if any is."""
 
     def codegen(context, builder, signature, args):
-        result = builder.extract_element(args[0], ir.IntType(32)(0))
-        for i in range(1, value.lanes):
-            lane = builder.extract_element(args[0], ir.IntType(32)(i))
-            if value.is_float:
-                above = builder.or_(builder.fcmp_unordered("uno", lane, lane), builder.fcmp_ordered(">", lane, result))
-            else:
-                above = emit_compare(builder, value, ">", lane, result)
-            result = builder.select(above, lane, result)
-        return result
+        best, width = args[0], value.lanes
+        while width > 1:  # halves of the lanes, compared pairwise
+            width //= 2
+            halves = [builder.shuffle_vector(best, best, ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(at, at + width))))
+                      for at in (0, width)]
+            best = emit_greatest(builder, value, *halves)
+        return builder.extract_element(best, ir.IntType(32)(0))
 
     return value.dtype(value), codegen
 
@@ -149,6 +147,18 @@ def choose_first(typingctx, a, b, p, q):
 
 
 @intrinsic
+def keep_between(typingctx, value, start, end):
+    """The lanes from `start` up to `end`, zero in the others; any int32 numbers."""
+
+    def codegen(context, builder, signature, args):
+        kept, start, end = args
+        mask = mask_between(builder, builder.neg(start), builder.sub(end, start), value.lanes)
+        return builder.select(mask, kept, zero_of(value))
+
+    return value(value, types.intp, types.intp), codegen
+
+
+@intrinsic
 def where_equal(typingctx, a, b, p):
     """Lanes of p where a == b, zero elsewhere."""
 
@@ -162,6 +172,16 @@ def where_equal(typingctx, a, b, p):
 def divide(typingctx, a, b):
     """a / b, rounded once; floats."""
     return a(a, a), lambda context, builder, signature, args: builder.fdiv(*args)
+
+
+@intrinsic
+def quotient(typingctx, a, b):
+    """a / b, and zero where b is; floats."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("==", args[1], zero_of(a)), zero_of(a), builder.fdiv(*args))
+
+    return a(a, a), codegen
 
 
 @intrinsic
