@@ -349,6 +349,23 @@ def test_new_shapes_of_a_warm_family_compile_nothing():
     assert python(NEW_SHAPES).strip() == "done"
 
 
+def test_machine_constants_measured_in_a_bad_moment(tmp_path):
+    """What another measurement finds better takes the place of what was stored; what it finds worse does not."""
+    source = """
+import json, pathlib, os
+import fastconv as fc
+from fastconv.backends import _machine
+first = _machine.machine_constants()
+path, = pathlib.Path(os.environ["FASTCONV_CACHE_DIR"]).glob("machine-*.json")
+stored = json.loads(path.read_text())
+path.write_text(json.dumps({**stored, "bandwidth": 1.0, "flops32": 1e18}))
+again = _machine.measure_again()
+assert again == _machine.machine_constants() != first
+print(again.bandwidth > 1e6, again.flops32 == 1e18, json.loads(path.read_text())["flops32"] == 1e18, again.threads == fc.get_num_threads())
+"""
+    assert python(source, FASTCONV_CACHE_DIR=str(tmp_path)).split() == ["True"] * 4
+
+
 def test_warmup_leaves_nothing_to_compile():
     """Every kernel that `info` lists; those of one dtype only are known by name."""
     source = """
