@@ -136,6 +136,7 @@ def _max_pools(dtype: str) -> None:
         if y.dtype.kind == "f":
             pool.max_pool2d_backward(y, x, 2, layout=layout)
             pool.max_pool2d_backward(np.zeros((1, 6, 2, 2), dtype), x, 3)
+            pool.max_pool2d_backward(np.zeros((1, 6, 1, 1), dtype), x, 6)
             pool.max_pool2d_backward(y, x, 2, indices=places, layout=layout)
             pool.adaptive_max_pool2d_backward(y, x, layout=layout)
 
