@@ -47,7 +47,7 @@ ALLOWED = {
     "_pool_calls": {"_arrays", "_calls", "_windows"} | HELPERS,
     "_pool_docs": set(),
     "_max_pool": {"_arrays", "_calls", "_windows", "_pool_calls", "_pool_docs"},
-    "_mean_pool": {"_arrays", "_checks", "_pool_calls", "_pool_docs"},
+    "_mean_pool": {"_arrays", "_calls", "_checks", "_pool_calls", "_pool_docs"},
     "_adaptive_pool": {"_arrays", "_calls", "_pool_calls", "_pool_docs"},
     "pool": {"_max_pool", "_mean_pool", "_adaptive_pool"},
 }
