@@ -5,16 +5,13 @@ Each function is made for its three ranks by one factory. Padding adds nothing t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, check_out
-from ._calls import check_shape
-from ._checks import as_int, check_name
-from ._pool_calls import mean_gradient, pool, root_gradient, sliding
+from ._checks import as_int
+from ._pool_calls import mean_gradient, norm_gradient, norms, pool, sliding
 from ._pool_docs import RANKS, named
 
 __all__ = ["avg_pool1d", "avg_pool1d_backward", "avg_pool2d", "avg_pool2d_backward", "avg_pool3d", "avg_pool3d_backward", "lp_pool1d",
@@ -107,36 +104,10 @@ def _make_avg_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 # -- norms ---------------------------------------------------------------------------------------------------------------
 
 
-def _power(norm_type: Any, convention: Any) -> tuple[float, tuple[bool, str]]:
-    """The exponent, and the extra of the mean that a norm comes from."""
-    check_name("convention", convention, ("torch", "onnx"))
-    try:
-        p = float(norm_type)
-    except (TypeError, ValueError):
-        raise TypeError(f"norm_type must be a number, got {norm_type!r}") from None
-    if not 0 < p < math.inf:
-        raise ValueError(f"norm_type must be positive and finite, got {norm_type!r}")
-    return p, (True, "scaled" if convention == "torch" else "sum")
-
-
 def _make_lp_pool(ndim: int) -> Callable[..., np.ndarray]:
     def lp_pool(x: Any, norm_type: float, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                 ceil_mode: bool = False, *, convention: str = "torch", layout: str = "NCHW", out: np.ndarray | None = None) -> np.ndarray:
-        p, extra = _power(norm_type, convention)
-        geometry = sliding(kernel_size, stride, padding, dilation, ceil_mode, layout)
-        x = as_array("x", x)
-        if p == 2 and x.dtype.kind != "c":
-            return pool("root", ndim, x, extra, geometry, out)
-        if x.dtype.kind == "c":
-            raise TypeError(f"x of type {x.dtype} has no lp pooling: take its magnitude")
-        x = x.astype(np.float64) if x.dtype.kind != "f" else x.astype(np.float32) if x.dtype == np.float16 else x
-        with np.errstate(all="ignore"):
-            y = pool("mean", ndim, (np.abs(x) if convention == "onnx" else x) ** p, extra, geometry) ** (1 / p)
-        if out is None:
-            return y
-        check_out(out, y.shape, y.dtype)
-        out[...] = y
-        return out
+        return norms(ndim, x, norm_type, convention, sliding(kernel_size, stride, padding, dilation, ceil_mode, layout), out)
 
     return named(lp_pool, "lp_pool", ndim, """\
     The p-norm of each window.
@@ -170,30 +141,11 @@ def _make_lp_pool(ndim: int) -> Callable[..., np.ndarray]:
     """)
 
 
-def norm_gradient(ndim: int, gy: Any, x: Any, y: np.ndarray | None, norm_type: float, kernel_size: Any, stride: Any = None,
-                  padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, *, convention: str = "torch",
-                  layout: str = "NCHW") -> np.ndarray:
-    """The gradient of the norms y of x, which are taken again where they are not given."""
-    p, extra = _power(norm_type, convention)
-    geometry = sliding(kernel_size, stride, padding, dilation, ceil_mode, layout)
-    x, gy = as_array("x", x), as_array("gy", gy)
-    if p == 2 and x.dtype.kind != "c":
-        return root_gradient(ndim, gy, x, y, extra, geometry)
-    if y is None:
-        y = LP_POOLS[ndim - 1](x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, convention=convention, layout=layout)
-    check_shape("gy", gy.shape, y.shape)
-    with np.errstate(all="ignore"):
-        weighted = np.where(y == 0, 0, gy * y ** (1 - p))
-        slope = np.sign(x) * np.abs(x) ** (p - 1) if convention == "onnx" else x.astype(y.dtype) ** (p - 1)
-        slope = np.where(x == 0, 0, slope) if p < 1 else slope
-        return mean_gradient(ndim, weighted, x.shape, extra, geometry) * slope
-
-
 def _make_lp_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
     def lp_pool_backward(gy: Any, x: Any, norm_type: float, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                          ceil_mode: bool = False, *, convention: str = "torch", layout: str = "NCHW") -> np.ndarray:
-        return norm_gradient(ndim, gy, x, None, norm_type, kernel_size, stride, padding, dilation, ceil_mode, convention=convention,
-                             layout=layout)
+        geometry = sliding(kernel_size, stride, padding, dilation, ceil_mode, layout)
+        return norm_gradient(ndim, gy, x, None, norm_type, convention, geometry)
 
     return named(lp_pool_backward, "lp_pool_backward", ndim, """\
     The gradient of `lp_pool{n}d` with respect to x: gx = x ** (p - 1) * sum over the windows of gy y ** (1 - p), 0 where y is.
@@ -225,5 +177,5 @@ def _make_lp_pool_backward(ndim: int) -> Callable[..., np.ndarray]:
 
 avg_pool1d, avg_pool2d, avg_pool3d = map(_make_avg_pool, RANKS)
 avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = map(_make_avg_pool_backward, RANKS)
-LP_POOLS = lp_pool1d, lp_pool2d, lp_pool3d = [_make_lp_pool(n) for n in RANKS]
+lp_pool1d, lp_pool2d, lp_pool3d = map(_make_lp_pool, RANKS)
 lp_pool1d_backward, lp_pool2d_backward, lp_pool3d_backward = map(_make_lp_pool_backward, RANKS)

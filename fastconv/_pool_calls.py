@@ -10,13 +10,14 @@ import numpy as np
 
 from ._arrays import as_array, as_operand, check_out
 from ._calls import CALLS_KEPT, FLOAT32, READY_FLAGS, check_shape, frozen, shape_of
+from ._checks import check_name
 from ._windows import Windows
 
 if TYPE_CHECKING:
     from .backends._simd import BoundKernel
 
-__all__ = ["adaptive", "as_places", "check_gradient", "kept_gradient", "max_gradient", "maxima", "mean_gradient", "pool",
-           "pool_with_places", "root_gradient", "scattered", "sliding", "taken", "windows_of"]
+__all__ = ["adaptive", "as_places", "check_gradient", "kept_gradient", "max_gradient", "maxima", "mean_gradient", "norm_gradient",
+           "norms", "pool", "pool_with_places", "scattered", "sliding", "taken", "windows_of"]
 
 INT64 = np.dtype(np.int64)
 COMPUTED = {name: name for name in ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
@@ -218,17 +219,6 @@ def mean_gradient(ndim: int, gy: Any, shape: Any, extra: tuple[Any, ...], geomet
     return _filled(ready, gy, computed).astype(dtype, copy=False)
 
 
-def root_gradient(ndim: int, gy: Any, x: Any, y: Any, extra: tuple[Any, ...], geometry: Geometry) -> np.ndarray:
-    """The gradient of a "root" y of x, which is taken again where it is not given."""
-    x = as_array("x", x)
-    gy, computed, dtype = check_gradient(gy, x)
-    check_shape("gy", gy.shape, windows_of(ndim, x.shape, *geometry).output_shape)
-    x = as_operand(x, computed, x.shape)
-    y = pool("root", ndim, x, extra, geometry) if y is None else as_operand(y, computed, y.shape)
-    ready = _backward("root", ndim, x.shape, computed, extra, *geometry)
-    return _filled(ready, gy, computed, y, x).astype(dtype, copy=False)
-
-
 def max_gradient(ndim: int, gy: Any, x: Any, places: Any, flat: bool, geometry: Geometry) -> np.ndarray:
     """The gradient of a "max"; the places are found again where they are not given."""
     x = as_array("x", x)
@@ -269,6 +259,58 @@ def _filled(ready: Ready, gy: np.ndarray, computed: np.dtype, w: np.ndarray | No
     if gy.size == 0:
         return np.zeros(ready.shape, ready.dtype)
     return ready(as_operand(gy, computed, gy.shape), w, None, third)
+
+
+# -- norms ---------------------------------------------------------------------------------------------------------------
+
+
+def _power(norm_type: Any, convention: Any) -> tuple[float, tuple[bool, str]]:
+    """The exponent, and the extra of the mean that a norm comes from."""
+    check_name("convention", convention, ("torch", "onnx"))
+    try:
+        p = float(norm_type)
+    except (TypeError, ValueError):
+        raise TypeError(f"norm_type must be a number, got {norm_type!r}") from None
+    if not 0 < p < math.inf:
+        raise ValueError(f"norm_type must be positive and finite, got {norm_type!r}")
+    return p, (True, "scaled" if convention == "torch" else "sum")
+
+
+def norms(ndim: int, x: Any, norm_type: Any, convention: Any, geometry: Geometry, out: Any = None) -> np.ndarray:
+    """The norms of the windows of x."""
+    p, extra = _power(norm_type, convention)
+    x = as_array("x", x)
+    if p == 2 and x.dtype.kind != "c":
+        return pool("root", ndim, x, extra, geometry, out)
+    if x.dtype.kind == "c":
+        raise TypeError(f"x of type {x.dtype} has no lp pooling: take its magnitude")
+    x = x.astype(np.float64) if x.dtype.kind != "f" else x.astype(np.float32) if x.dtype == np.float16 else x
+    with np.errstate(all="ignore"):
+        y = pool("mean", ndim, (np.abs(x) if convention == "onnx" else x) ** p, extra, geometry) ** (1 / p)
+    return _deliver(y, y.dtype, out)
+
+
+def norm_gradient(ndim: int, gy: Any, x: Any, y: Any, norm_type: Any, convention: Any, geometry: Geometry) -> np.ndarray:
+    """The gradient of the norms y of the windows of x; they are taken again where they are not given."""
+    p, extra = _power(norm_type, convention)
+    x = as_array("x", x)
+    y = norms(ndim, x, norm_type, convention, geometry) if y is None else y
+    if p == 2:
+        return _root_gradient(ndim, gy, x, y, extra, geometry)
+    gy = as_array("gy", gy)
+    check_shape("gy", gy.shape, y.shape)
+    with np.errstate(all="ignore"):
+        weighted = np.where(y == 0, 0, gy * y ** (1 - p))
+        slope = np.sign(x) * np.abs(x) ** (p - 1) if convention == "onnx" else x.astype(y.dtype) ** (p - 1)
+        slope = np.where(x == 0, 0, slope) if p < 1 else slope
+        return mean_gradient(ndim, weighted, x.shape, extra, geometry) * slope
+
+
+def _root_gradient(ndim: int, gy: Any, x: np.ndarray, y: np.ndarray, extra: tuple[Any, ...], geometry: Geometry) -> np.ndarray:
+    gy, computed, dtype = check_gradient(gy, x)
+    check_shape("gy", gy.shape, y.shape)
+    ready = _backward("root", ndim, x.shape, computed, extra, *geometry)
+    return _filled(ready, gy, computed, as_operand(y, computed, y.shape), as_operand(x, computed, x.shape)).astype(dtype, copy=False)
 
 
 # -- unpooling ------------------------------------------------------------------------------------------------------------

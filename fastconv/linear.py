@@ -1,13 +1,16 @@
-"""Fully connected layers, on the faster of two matrix products: NumPy's BLAS and the package's own.
+"""Fully connected layers, on the fastest of three matrix products: the package's own for few rows, NumPy's BLAS, and convolutions.
 
-Measured (benchmarks/bench_operations.py, 2 cores, AVX-512, OpenBLAS): at 1 to 512 rows BLAS is as fast as the 1x1
-convolution that packs its weights each call, or faster (1 x 4096 -> 4096: 1.2 against 6.6 ms); at 2048 rows 1024 -> 4096
-the convolution takes 53 ms, BLAS 77. An outer product takes BLAS five times what an elementwise one does.
-A network's layers, `nn.Linear`, do not come here: OpenBLAS's threads wait busily beside the convolutions' (`backends/_products.py`).
+Measured (benchmarks/bench_operations.py, 2 cores, AVX-512, OpenBLAS): up to 8 rows the products that pack nothing
+(`backends/_products.py`) are faster than BLAS (1024 -> 1000, the gradients of one row .13 ms against .52, 8 rows forward .13
+against .31); from there to 512 rows BLAS is as fast as the 1x1 convolution that packs its weights each call, or faster; at
+2048 rows 1024 -> 4096 the convolution takes 53 ms, BLAS 77.
+A network's layers, `nn.Linear`, do not come here: OpenBLAS's threads wait busily beside the convolutions'.
 """
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,8 @@ from .conv import conv2d, conv2d_grad_input, conv2d_grad_weight
 
 __all__ = ["linear", "linear_backward"]
 
-# From where on the package's own product is faster (bench_operations.py, Linear): rows, and elements of the weights. The
+FEW_ROWS = 8  # up to which nothing is packed
+# From where on the convolution is faster (bench_operations.py, Linear): rows, and elements of the weights. The
 # gradient of the weights packs both factors, which pays for large ones only.
 OWN_ROWS = 2048
 OWN_WEIGHTS = {"forward": 1 << 18, "grad_input": 1 << 18, "grad_weight": 1 << 20}
@@ -29,6 +33,19 @@ OWN_WEIGHTS = {"forward": 1 << 18, "grad_input": 1 << 18, "grad_weight": 1 << 20
 def _is_own(pass_name: str, rows: int, w_size: int, dtype: np.dtype) -> bool:
     """Whether a product is for the package's own kernels: large ones, and integers, which BLAS has not."""
     return dtype.kind == "i" or (dtype.kind == "f" and rows >= OWN_ROWS and w_size >= OWN_WEIGHTS[pass_name])
+
+
+@functools.cache
+def _products() -> ModuleType:
+    """The products that pack nothing; importing them imports Numba."""
+    from .backends import _products
+
+    return _products
+
+
+def _has_few(rows: int, w: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether a product of so many rows is for those."""
+    return 0 < rows <= FEW_ROWS and w.size > 0 and dtype.kind == "f"
 
 
 def _operands(name: str, first: Any, w: Any, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +115,8 @@ def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> n
     array([[13.,  0.]])
     """
     if activation is None and _is_small(x, w, bias):  # half of a small layer's time is its checks
+        if _has_few(len(x), w, w.dtype):
+            return _products().layer_product(x, w, bias)
         y = np.dot(x, w.T)
         if bias is not None:
             y += bias
@@ -112,9 +131,12 @@ def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> n
     if _is_own("forward", len(rows), w.size, computed) and outputs and inputs and len(rows):
         y = conv2d(_pixels(rows), _pixels(w), added, activation=activation)
         return y.reshape(shape).astype(result, copy=False)
-    y = np.matmul(rows.astype(computed, copy=False), w.astype(computed, copy=False).T)
-    if added is not None:
-        y += added
+    if _has_few(len(rows), w, computed):
+        y = _products().layer_product(as_operand(rows, computed, rows.shape), as_operand(w, computed, w.shape), added)
+    else:
+        y = np.matmul(rows.astype(computed, copy=False), w.astype(computed, copy=False).T)
+        if added is not None:
+            y += added
     if activation is not None:
         _activate(y, activation)
     return y.reshape(shape).astype(result, copy=False)
@@ -153,16 +175,22 @@ def linear_backward(gy: Any, x: Any, w: Any, *, bias: bool = True) -> tuple[np.n
     weights = w.astype(computed, copy=False)
     if computed.kind == "c":
         rows, weights = rows.conj(), weights.conj()
-    whole = bool(count and outputs and inputs)
-    if whole and _is_own("grad_input", count, w.size, computed):
-        gx = conv2d_grad_input(_pixels(g), _pixels(weights), (count, inputs, 1, 1))
-    else:
-        gx = np.matmul(g, weights)
-    if count == 1 and computed.kind != "i":
-        gw = np.multiply(g.T, rows)
-    elif whole and _is_own("grad_weight", count, w.size, computed):
-        gw = conv2d_grad_weight(_pixels(g), _pixels(rows), (outputs, inputs, 1, 1)).reshape(w.shape)
-    else:
-        gw = np.matmul(g.T, rows)
+    gx, gw = _gradients(g, rows, weights)
     gb = g.sum(axis=0, dtype=computed).astype(result, copy=False) if bias else None
     return gx.reshape(x.shape).astype(result, copy=False), gw.astype(result, copy=False), gb
+
+
+def _gradients(gy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(gy w, gy^T x) of matrices of one dtype, the first two contiguous."""
+    count, whole = len(gy), bool(gy.size and x.size)
+    if _has_few(count, w, gy.dtype):
+        return _products().product(gy, as_operand(w, w.dtype, w.shape)), _products().transposed_product(gy, x)
+    if whole and _is_own("grad_input", count, w.size, gy.dtype):
+        gx = conv2d_grad_input(_pixels(gy), _pixels(w), (*x.shape, 1, 1))
+    else:
+        gx = np.matmul(gy, w)
+    if whole and _is_own("grad_weight", count, w.size, gy.dtype):
+        gw = conv2d_grad_weight(_pixels(gy), _pixels(x), (*w.shape, 1, 1))
+    else:
+        gw = np.matmul(gy.T, x)
+    return gx.reshape(x.shape), gw.reshape(w.shape)

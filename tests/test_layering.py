@@ -44,10 +44,10 @@ ALLOWED = {
     "linear": {"_checks", "_arrays", "_calls", "conv"} | HELPERS,
     "_receptive_field": set(),
     "_windows": {"_checks", "_padding"},
-    "_pool_calls": {"_arrays", "_calls", "_windows"} | HELPERS,
+    "_pool_calls": {"_checks", "_arrays", "_calls", "_windows"} | HELPERS,
     "_pool_docs": set(),
     "_max_pool": {"_arrays", "_calls", "_windows", "_pool_calls", "_pool_docs"},
-    "_mean_pool": {"_arrays", "_calls", "_checks", "_pool_calls", "_pool_docs"},
+    "_mean_pool": {"_checks", "_pool_calls", "_pool_docs"},
     "_adaptive_pool": {"_arrays", "_calls", "_pool_calls", "_pool_docs"},
     "pool": {"_max_pool", "_mean_pool", "_adaptive_pool"},
 }

@@ -18,12 +18,13 @@ def arrays(shape, outputs, dtype):
     return [rng.standard_normal(s).astype(dtype) for s in (shape, (outputs, shape[-1]), (outputs,), (*shape[:-1], outputs))]
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("product", ["unpacked", "BLAS", "convolution"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize(("shape", "outputs"), SHAPES)
-def test_against_definition(shape, outputs, dtype, own, monkeypatch):
-    """By BLAS and by the package's own product."""
-    if own:
+def test_against_definition(shape, outputs, dtype, product, monkeypatch):
+    """By each of the products, on whatever number of rows."""
+    monkeypatch.setattr(module, "FEW_ROWS", 100 if product == "unpacked" else 0)
+    if product == "convolution":
         monkeypatch.setattr(module, "_is_own", lambda *arguments: True)
         monkeypatch.setattr(module, "OWN_ROWS", 0)
     x, w, bias, gy = arrays(shape, outputs, dtype)
@@ -45,6 +46,7 @@ def test_against_definition(shape, outputs, dtype, own, monkeypatch):
 @pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu"])
 def test_activations(activation, own, monkeypatch):
     """As a convolution has them; NaN stays."""
+    monkeypatch.setattr(module, "FEW_ROWS", 0)
     monkeypatch.setattr(module, "_is_own", lambda *arguments: own)
     x, w, bias, _ = arrays((6, 9), 8, "float64")
     desired = fc.conv2d(x.reshape(6, 9, 1, 1), w.reshape(8, 9, 1, 1), bias, activation=activation).reshape(6, 8)

@@ -69,7 +69,8 @@ def test_simd_rectifiers(slope, ceiling, dtype):
     np.testing.assert_array_equal(gx, np.where(x >= ceiling, 0, np.where(x > 0, w, w * factor)))
 
 
-SIZES = [(1, 1, 1), (1, 5, 3), (1, 600, 40), (2, 16, 14), (3, 17, 15), (5, 33, 1), (7, 40, 29), (33, 1, 70), (64, 600, 120), (70, 31, 9)]
+SIZES = [(1, 1, 1), (1, 5, 3), (1, 600, 40), (1, 5003, 70), (1, 33, 700), (2, 16, 14), (3, 17, 15), (8, 60, 9), (5, 33, 1),
+         (7, 40, 29), (33, 1, 70), (64, 600, 120), (70, 31, 9)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

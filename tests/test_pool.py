@@ -123,6 +123,25 @@ def test_lp_pool(convention, p, layout):
     assert np.vdot(gx, direction) == pytest.approx(slope, rel=1e-6)
 
 
+@both_layouts
+@each_case()
+def test_gradient_of_norms(name, layout):
+    """x times the adjoint of the sum, at gy / y; a norm of zero passes nothing on."""
+    size, options = CASES[name]
+    x = image(size, layout, "float64", channels=3 if layout == "NCHW" else 21)
+    x[0] = 0
+    y = public("lp_pool{}d", len(size))(x, 2, **options, convention="onnx", layout=layout)
+    gy = np.random.default_rng(1).standard_normal(y.shape)
+    shares = np.divide(gy, y, out=np.zeros_like(y), where=y != 0)
+    expected = x * public("avg_pool{}d_backward", len(size))(shares, x.shape, **options, divisor_override=1, layout=layout)
+    backward = public("lp_pool{}d_backward", len(size))
+    assert_close(backward(gy, x, 2, **options, convention="onnx", layout=layout), expected, 1e-13)
+    single = backward(gy.astype(np.float32), x.astype(np.float32), 2, **options, convention="onnx", layout=layout)
+    assert single.dtype == np.float32
+    assert_close(single, expected, 1e-5)
+    assert not single[0].any()
+
+
 def test_lp_conventions_differ_where_they_should():
     x = np.array([[[-1.0, -2.0, 3.0]]])
     assert np.isnan(fc.lp_pool1d(x, 3, 2)).all()

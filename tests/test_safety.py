@@ -394,7 +394,7 @@ def test_new_shapes_add_no_signatures():
     source = NEW_SHAPES.replace(
         "with event.install_recorder",
         """
-from fastconv import backends as registry
+from fastconv.backends import _jit
 modules = [module for name, module in sys.modules.items() if name.startswith("fastconv.backends")]
 def count():
     return {name: len(kernel.signatures) for name, kernel in _jit.compiled_kernels(modules).items()}

@@ -2,6 +2,8 @@
 
     rows_by_rows   y[r][o] = bias[o] + sum over i of x[r][i] * w[o][i]      the layer
     outer_sum      y[m][n] = sum over k of a(m, k) * b[k][n]                its gradients; a is read as it lies or transposed
+    row_sum        y[n] = sum over k of a[k] * b[k][n]                      the same of a single row, as fast as b is read
+    outer_rows     y[m][n] = sum over k of a[k][m] * b[k][n]                and of few products, as fast as y is written
 
 BLAS is no faster here, and OpenBLAS's threads, once called, wait busily for milliseconds: they then take the processors
 from the convolutions of the layers around, which ran half as fast (ResNet-18 fused, 2 cores: 23 ms against 13). Nothing is
@@ -14,20 +16,25 @@ import functools
 
 import numpy as np
 
-from ._jit import outlined
+from ._jit import num_threads, outlined
+from ._scratch import shared
 from ._simd import (
+    COUNTER_PITCH,
     TILE_COLUMNS,
     TILE_ROWS,
     BoundKernel,
     advance,
+    fma,
     get,
     lane_count,
     lanes_of,
     load,
     load_first,
+    next_task,
+    own_first,
     parallel_kernel,
     put,
-    shared_out,
+    splat,
     store,
     store_first,
     thawed,
@@ -37,12 +44,17 @@ from ._simd import (
     tile_store,
     tile_totals,
     tile_zeros,
+    zero,
     zero_element,
 )
 
 SERIAL_PRODUCTS = 1 << 15  # multiply-adds below which a region takes longer than they do
 TASK_PRODUCTS = 1 << 17  # multiply-adds of a task, at least
 FEW_ROWS = 2  # of the tile for rows that are too few for a whole one
+ELEMENTS_OF_TASK = 1 << 15  # of a single product: some microseconds of writing
+WIDEST = 2048  # columns whose sums stay in the first-level cache
+FEW_PRODUCTS = 8  # in each element of a product that is written row by row
+CHUNKS, FEW_TERMS = 8, 32  # of a single row's sums: at most, and terms of each at least
 DEPTH = 512  # of a tile of weights that stays in the first-level cache while all rows are multiplied by it
 
 
@@ -65,22 +77,24 @@ def dot_rows(x, w, offsets, depth, sums):
 @parallel_kernel
 def rows_by_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = x w^T + bias; a task is some tiles of outputs, whose weights are read once for all rows."""
-    rows, depth, outputs, biased, tiles_of_task, whole, part = thawed(constants)
-    for tile in shared_out(counters, tiles_of_task, -(-outputs // TILE_ROWS)):
-        start = tile * TILE_ROWS
-        count = min(TILE_ROWS, outputs - start)
-        offsets = whole if count == TILE_ROWS else part
-        for r in range(rows):
-            for t in range(count):
-                put(y, r * outputs + start + t, get(bias, start + t) if biased else zero_element(x))
-        for i in range(0, depth, DEPTH):
+    rows, depth, outputs, biased, tiles_of_task, shares, whole, part = thawed(constants)
+    tiles = -(-outputs // TILE_ROWS)
+    for task in own_first(counters, thread, shares, -(-tiles // tiles_of_task)):
+        for tile in range(task * tiles_of_task, min(tiles, (task + 1) * tiles_of_task)):
+            start = tile * TILE_ROWS
+            count = min(TILE_ROWS, outputs - start)
+            offsets = whole if count == TILE_ROWS else part
             for r in range(rows):
-                target = advance(y, r * outputs + start)
                 for t in range(count):
-                    put(scratch, t, get(target, t))
-                dot_rows(advance(x, r * depth + i), advance(w, start * depth + i), offsets, min(DEPTH, depth - i), scratch)
-                for t in range(count):
-                    put(target, t, get(scratch, t))
+                    put(y, r * outputs + start + t, get(bias, start + t) if biased else zero_element(x))
+            for i in range(0, depth, DEPTH):
+                for r in range(rows):
+                    target = advance(y, r * outputs + start)
+                    for t in range(count):
+                        put(scratch, t, get(target, t))
+                    dot_rows(advance(x, r * depth + i), advance(w, start * depth + i), offsets, min(DEPTH, depth - i), scratch)
+                    for t in range(count):
+                        put(target, t, get(scratch, t))
 
 
 # -- its gradients ----------------------------------------------------------------------------------------------------------
@@ -128,11 +142,11 @@ def copy_tile(sums, rows, width, y, pitch):
 @parallel_kernel
 def outer_sum(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = a w; a's rows are `row_pitch` apart in x, its columns `step`. A task is a strip of columns and some of the rows."""
-    rows, depth, columns, row_pitch, step, rows_of_task, offsets, single = thawed(constants)
+    rows, depth, columns, row_pitch, step, rows_of_task, shares, offsets, single = thawed(constants)
     width = TILE_COLUMNS * lanes_of(x)
     strips = -(-columns // width)
     sums, strip = scratch, advance(scratch, TILE_ROWS * width)
-    for task in shared_out(counters, 1, strips * -(-rows // rows_of_task)):
+    for task in own_first(counters, thread, shares, strips * -(-rows // rows_of_task)):
         n = task % strips * width
         wide = min(width, columns - n)
         b, pitch = advance(w, n), columns
@@ -157,6 +171,80 @@ def outer_sum(x, w, bias, y, constants, scratch, counters, thread, threads):
             first += taken
 
 
+# -- single rows ------------------------------------------------------------------------------------------------------------
+
+
+@outlined
+def add_rows(a, b, pitch, rows, width, y):
+    """y[:width] += the sum over k < rows of a[k] * b[k pitch : k pitch + width]."""
+    lanes = lanes_of(b)
+    fours = rows - rows % 4
+    for k in range(0, fours, 4):
+        first, second, third, last = splat(a, k), splat(a, k + 1), splat(a, k + 2), splat(a, k + 3)
+        row = advance(b, k * pitch)
+        whole = width - width % lanes
+        for c in range(0, whole, lanes):
+            total = fma(first, load(row, c), fma(second, load(row, c + pitch), load(y, c)))
+            store(y, c, fma(third, load(row, c + 2 * pitch), fma(last, load(row, c + 3 * pitch), total)))
+        if whole < width:
+            left = width - whole
+            total = fma(first, load_first(row, whole, left), load_first(y, whole, left))
+            total = fma(second, load_first(row, whole + pitch, left), total)
+            total = fma(third, load_first(row, whole + 2 * pitch, left), total)
+            store_first(y, whole, fma(last, load_first(row, whole + 3 * pitch, left), total), left)
+    for k in range(fours, rows):
+        for c in range(0, width, lanes):
+            left = width - c
+            store_first(y, c, fma(splat(a, k), load_first(b, k * pitch + c, left), load_first(y, c, left)), left)
+
+
+@parallel_kernel
+def row_sum(x, w, parts, y, constants, scratch, counters, thread, threads):
+    """y = x w for a single row x; a task is a chunk of w's rows, or of wide ones a run of their columns, with sums of its own."""
+    depth, columns, chunks, panels, widest, shares = thawed(constants)
+    for task in own_first(counters, thread, shares, chunks * panels):
+        chunk, n = task // panels, task % panels * widest
+        first, last, width = depth * chunk // chunks, depth * (chunk + 1) // chunks, min(widest, columns - n)
+        target = advance(parts, chunk * columns + n)
+        for c in range(width):
+            put(target, c, zero_element(y))
+        add_rows(advance(x, first), advance(w, first * columns + n), columns, last - first, width, target)
+    if next_task(advance(counters, shares * COUNTER_PITCH)) == threads - 1:
+        lanes = lanes_of(y)
+        for c in range(0, columns, lanes):
+            total = zero(y)
+            for chunk in range(chunks):
+                total += load_first(parts, chunk * columns + c, columns - c)
+            store_first(y, c, total, columns - c)
+
+
+@outlined
+def combined_row(a, step, b, pitch, depth, count, y):
+    """y[:count] = the sum over k < depth of a[k step] * b[k pitch : k pitch + count]."""
+    lanes = lanes_of(b)
+    for c in range(0, count, lanes):
+        left = count - c
+        if left >= lanes:
+            total = splat(a, 0) * load(b, c)
+            for k in range(1, depth):
+                total = fma(splat(a, k * step), load(b, k * pitch + c), total)
+            store(y, c, total)
+        else:
+            total = splat(a, 0) * load_first(b, c, left)
+            for k in range(1, depth):
+                total = fma(splat(a, k * step), load_first(b, k * pitch + c, left), total)
+            store_first(y, c, total, left)
+
+
+@parallel_kernel
+def outer_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
+    """y = x^T w for few rows of both, row by row; a task is some rows of y, a share of the tasks each thread's own."""
+    depth, rows, columns, rows_of_task, shares = thawed(constants)
+    for task in own_first(counters, thread, shares, -(-rows // rows_of_task)):
+        for m in range(task * rows_of_task, min(rows, (task + 1) * rows_of_task)):
+            combined_row(advance(x, m), rows, w, columns, depth, columns, advance(y, m * columns))
+
+
 # -- calls ----------------------------------------------------------------------------------------------------------------
 
 
@@ -167,19 +255,36 @@ def _offsets(pitch: int, limit: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _layer(rows: int, depth: int, outputs: int, dtype: str, biased: bool) -> BoundKernel:
-    tiles = max(1, TASK_PRODUCTS // (rows * depth * TILE_ROWS))
-    constants = (rows, depth, outputs, biased, tiles, _offsets(depth, TILE_ROWS), _offsets(depth, outputs % TILE_ROWS or TILE_ROWS))
-    return rows_by_rows.bind(dtype, constants, scratch=TILE_ROWS, counters=1, parallel=rows * depth * outputs > SERIAL_PRODUCTS)
+    tiles, shares = max(1, TASK_PRODUCTS // (rows * depth * TILE_ROWS)), num_threads()
+    constants = (rows, depth, outputs, biased, tiles, shares, _offsets(depth, TILE_ROWS), _offsets(depth, outputs % TILE_ROWS or TILE_ROWS))
+    return rows_by_rows.bind(dtype, constants, scratch=TILE_ROWS, counters=shares * COUNTER_PITCH,
+                             parallel=rows * depth * outputs > SERIAL_PRODUCTS)
 
 
 @functools.lru_cache(maxsize=1024)
 def _outer(rows: int, depth: int, columns: int, dtype: str, transposed: bool) -> BoundKernel:
     row_pitch, step = (1, rows) if transposed else (depth, 1)
     width = TILE_COLUMNS * lane_count(dtype)
-    rows_of_task = -(-max(1, TASK_PRODUCTS // (depth * width)) // TILE_ROWS) * TILE_ROWS
-    constants = (rows, depth, columns, row_pitch, step, rows_of_task, _offsets(row_pitch, TILE_ROWS), _offsets(row_pitch, 1))
-    return outer_sum.bind(dtype, constants, scratch=(TILE_ROWS + depth) * width, counters=1,
+    rows_of_task, shares = -(-max(1, TASK_PRODUCTS // (depth * width)) // TILE_ROWS) * TILE_ROWS, num_threads()
+    constants = (rows, depth, columns, row_pitch, step, rows_of_task, shares, _offsets(row_pitch, TILE_ROWS), _offsets(row_pitch, 1))
+    return outer_sum.bind(dtype, constants, scratch=(TILE_ROWS + depth) * width, counters=shares * COUNTER_PITCH,
                           parallel=rows * depth * columns > SERIAL_PRODUCTS)
+
+
+@functools.lru_cache(maxsize=1024)
+def _row(depth: int, columns: int, dtype: str) -> tuple[BoundKernel, int]:
+    """The kernel and the elements of its partial sums, whose number depends on the sizes alone: so do the last bits."""
+    chunks, shares = max(1, min(CHUNKS, depth // FEW_TERMS)), num_threads()
+    constants = (depth, columns, chunks, -(-columns // WIDEST), WIDEST, shares)
+    kernel = row_sum.bind(dtype, constants, counters=(shares + 1) * COUNTER_PITCH, parallel=depth * columns > SERIAL_PRODUCTS)
+    return kernel, chunks * columns
+
+
+@functools.lru_cache(maxsize=1024)
+def _outer_rows(depth: int, rows: int, columns: int, dtype: str) -> BoundKernel:
+    rows_of_task, shares = max(1, ELEMENTS_OF_TASK // columns), num_threads()
+    return outer_rows.bind(dtype, (depth, rows, columns, rows_of_task, shares), counters=shares * COUNTER_PITCH,
+                           parallel=depth * rows * columns > SERIAL_PRODUCTS)
 
 
 def layer_product(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -192,6 +297,10 @@ def layer_product(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.n
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A b of such matrices."""
     y = np.empty((len(a), b.shape[1]), a.dtype)
+    if len(a) == 1:
+        kernel, size = _row(*b.shape, a.dtype.char)
+        kernel(a, b, shared("partial rows", size, a.dtype), y)
+        return y
     _outer(*a.shape, b.shape[1], a.dtype.char, False)(a, b, y, y)
     return y
 
@@ -199,7 +308,8 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def transposed_product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """a^T b of such matrices; `out` is contiguous and of the result's shape."""
     y = np.empty((a.shape[1], b.shape[1]), a.dtype) if out is None else out
-    if len(a) == 1:  # bound by memory, which tiles write out of order
-        return np.multiply(a.T, b, out=y)
+    if len(a) <= FEW_PRODUCTS:  # bound by memory, which tiles write out of order
+        _outer_rows(*a.shape, b.shape[1], a.dtype.char)(a, b, y, y)
+        return y
     _outer(a.shape[1], len(a), b.shape[1], a.dtype.char, True)(a, b, y, y)
     return y

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._pool_calls import adaptive, kept_gradient, maxima, sliding
+from .._pool_calls import adaptive, kept_gradient, maxima, norm_gradient, sliding
 from ._layer import Backprop, Layer, check_layout, documented
 from .activations import contiguous
 
@@ -99,7 +99,11 @@ class _MaxPool(_Maxima):
         super().__init__((kernel_size,), {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}, layout)
 
     def _geometry(self) -> tuple[Any, ...]:
-        return sliding(*self.values, *(self.options[name] for name in ("stride", "padding", "dilation", "ceil_mode", "layout")))
+        return sliding(*self.values, *_sliding_options(self.options))
+
+
+def _sliding_options(options: dict[str, Any]) -> list[Any]:
+    return [options[name] for name in ("stride", "padding", "dilation", "ceil_mode", "layout")]
 
 
 class _AvgPool(_Pool):
@@ -117,14 +121,12 @@ class _LPPool(_Pool):
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """The output and the function of its gradient."""
-        from .._mean_pool import norm_gradient
-
         x = self._checked(x)
-        y = self(x)
+        y, geometry = self(x), sliding(self.values[1], *_sliding_options(self.options))
         shape, dtype = y.shape, y.dtype
 
         def backprop(gy: Any) -> np.ndarray:
-            return norm_gradient(self.ndim, self.as_gradient(gy, shape, dtype), x, y, *self.values, **self.options)
+            return norm_gradient(self.ndim, self.as_gradient(gy, shape, dtype), x, y, self.values[0], "torch", geometry)
 
         return y, backprop
 
