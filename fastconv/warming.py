@@ -178,7 +178,8 @@ def _layers(dtype: str) -> None:
 
     x = np.ones((2, 4, 2, 2), dtype)
     norms: list[nn.Layer] = [nn.BatchNorm2d(2, layout="NHWC", dtype=dtype), nn.BatchNorm2d(4, dtype=dtype), nn.LayerNorm(2, dtype=dtype)]
-    nn.Linear(4, 2, dtype=dtype).forward(x.reshape(8, 4))[1](np.ones((8, 2), dtype))
+    for rows in (1, 8):
+        nn.Linear(4, 2, dtype=dtype).forward(x.reshape(8, 4)[:rows])[1](np.ones((rows, 2), dtype))
     for layer in (*norms, nn.ReLU(), nn.SiLU(), nn.GELU()):
         layer(x)
         y, backprop = layer.forward(x)
