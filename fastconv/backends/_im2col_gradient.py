@@ -26,7 +26,7 @@ from ._boxes import (
 from ._gemm import NO_OFFSETS, Epilogue, Matrices, PanelPacking, multiply_tile, panel_width, store_points, tile_addresses
 from ._im2col_choice import SERIAL_FLOPS, gradient_tasks
 from ._jit import inlined, num_threads
-from ._simd import TILE_ROWS, advance, get, lanes_of, next_task, parallel_kernel, prefetch_write, thawed, zero_element
+from ._simd import COUNTER_PITCH, TILE_ROWS, advance, get, lanes_of, own_first, parallel_kernel, prefetch_write, thawed, zero_element
 
 FEW_POINTS = 256  # of an image whose weight gradient takes longer to write than to multiply (bench_conv.py, 1x1 at 7x7)
 SUMMED_POINTS = 4096  # terms of a float32 sum in a row: 10^6 of them erred by 6e-6 to 5e-5, blocks of these by 1e-6
@@ -75,10 +75,7 @@ def im2col_grad_weight(x, gy, bias, parts, constants, scratch, counters, thread,
     image_points = g.out_d * g.out_h * g.out_w
     identity = Epilogue(False, zero_element(x), zero_element(x))
     packed, sums, x_offsets, y_offsets = space_of(space, scratch)
-    while True:
-        task = next_task(counters)
-        if task >= shares * g.groups * chunks * splits:
-            break
+    for task in own_first(counters, thread, threads, shares * g.groups * chunks * splits):
         split = task % splits
         group = task // (splits * chunks) % g.groups
         first = task // splits % chunks * chunk
@@ -143,7 +140,8 @@ class GradWeight:
         space = make_space(g.packed, 2 * sums if several else sums, g.points + TILE_ROWS, p.dtype, gw_pitches)
         constants = (tile_addresses(p.dtype), g, rows, targets, np.zeros(self.width, p.dtype), p.border_sources(), space, blocks,
                      self.chunk, self.kernel_points, self.width, splits, self.shares, size)
-        self.kernel = im2col_grad_weight.bind(p.dtype, constants, scratch=space.size, parallel=p.flops > SERIAL_FLOPS)
+        self.kernel = im2col_grad_weight.bind(p.dtype, constants, scratch=space.size, counters=num_threads() * COUNTER_PITCH,
+                                              parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads) + (self.shares * size * p.itemsize if self.shares > 1 else 0)
         points = math.prod(p.output_size)
         pitches = (p.group_out, 1, p.out_channels) if p.channels_last else (p.group_out * points, points, 1)

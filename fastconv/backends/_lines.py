@@ -25,6 +25,7 @@ from ._line_choice import boxes_and_block, tile_rows
 from ._planes import threads_of, uses_threads
 from ._scratch import operand
 from ._simd import (
+    COUNTER_PITCH,
     LANES_TILES,
     advance,
     as_int32,
@@ -34,7 +35,7 @@ from ._simd import (
     lane_count,
     lanes_of,
     load_between,
-    next_task,
+    own_first,
     parallel_kernel,
     put,
     store,
@@ -198,10 +199,7 @@ def direct_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
     vectors = 0
     if g.in_place == 0:  # lanes beyond a row multiply what lies there: tables of another run are denormal numbers, 10 x as slow
         fill_run(scratch, space.sums, zero_element(x))
-    while True:
-        task = next_task(counters)
-        if task >= boxes * blocks:
-            break
+    for task in own_first(counters, thread, threads, boxes * blocks):
         first = task % blocks * block
         last = min(first + block, g.groups)
         start = box_start(g, task // blocks)
@@ -290,7 +288,8 @@ class Forward(Lined):
         space = self.space()
         constants = (self.geometry, self.lines, space, self.offsets(p.group_in), p.taps, p.border_sources(), addresses, sizes,
                      len(self.rows), self.block, local, whole, epilogue_of(p))
-        self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, parallel=uses_threads(p))
+        self.kernel = direct_forward.bind(p.dtype, constants, scratch=space.size, counters=num_threads() * COUNTER_PITCH,
+                                          parallel=uses_threads(p))
         self.no_bias = np.zeros(p.out_channels, p.dtype)
 
         self.order = None
