@@ -15,7 +15,7 @@ import numpy as np
 
 from ..problem import Problem
 from ._jit import inlined, outlined
-from ._simd import TILE_ROWS, advance, as_int32, as_int64, get, lanes_of, load, load_alternate, load_first, put, store, store_first
+from ._simd import TILE_ROWS, advance, as_int32, as_int64, get, lanes_of, load, load_first, put, store, store_first
 
 CACHE_BUDGET = 256 * 1024  # bytes of packed input a box aims at: a quarter of a 1 MiB L2 (benchmarks/bench_conv.py)
 LARGEST_BOX = 4 * 1024 * 1024  # bytes beyond which columns are split too
@@ -287,28 +287,6 @@ def pack_row(target, source, columns, first, last, low, in_w, step, zero):
             put(target, p - first, get(source, (p - low) * step))
     for p in range(right, last):
         put(target, p - first, zero if columns[p] < 0 else get(source, columns[p] * step))
-
-
-@outlined
-def pack_line(target, source, columns, first, last, stride, low, in_w, step, inside, zero):
-    """Every stride-th padded position of [first, last) of one row, or of a row of zeros where it is not `inside`."""
-    if not inside:
-        fill_run(target, -(-(last - first) // stride), zero)
-    elif stride == 1:
-        pack_row(target, source, columns, first, last, low, in_w, step, zero)
-    else:
-        lanes = lanes_of(source)
-        i = 0
-        p = first
-        while p < last:
-            if stride == 2 and step == 1 and p >= low and p + 2 * lanes <= low + in_w:
-                store(target, i, load_alternate(source, p - low))
-                i += lanes
-                p += 2 * lanes
-            else:
-                put(target, i, zero if columns[p] < 0 else get(source, columns[p] * step))
-                i += 1
-                p += 2 if stride == 2 else stride
 
 
 @outlined

@@ -13,11 +13,11 @@ from ._simd import LANES_TILES, lane_count
 # Costs in vector multiply-adds (bench_conv.py, first layers, grouped)
 EFFICIENCY, SINGLE_EFFICIENCY = 0.96, 0.85  # of the tiles, and of those of a single output channel
 VECTOR_OVERHEAD = 9.0  # of a vector of outputs
-ROW_COST = 14  # of a padded row that is copied
-COPY_COSTS = {1: 8, 2: 11, 3: 36}  # of a vector of it, by the stride along the row, 3 for all beyond
+COPIED_STRIDES = (1, 2, 3, 4)  # along rows that are copied by vectors: a vector of every fourth element takes four loads
+LINE_COST, VECTOR_COST = 14, 8  # of a padded row that is copied, and of a vector of it
+STRIDED_LINE_COST, STRIDED_VECTOR_COST = 22, 12  # the same of each of its phases (bench_conv.py, grouped, strides 2 to 4)
 SCATTER_COST = 130  # of a vector of outputs where channels come last
-ELEMENT_COST = 5.5  # of an element copied by itself, where two vectors of every other one do not fit the row
-LAST_FACTOR = 6  # of the copy where channels come last
+ELEMENT_COST = 3  # of an element copied by itself
 PAGE_BYTES = 4096  # addresses so far apart share a set of the first-level cache
 SET_BYTES, SET_WAYS = 64 * 1024, 16  # and so far apart one of the second-level cache, which holds so many lines
 ALIASED_OVERHEAD = 12  # of a vector of outputs whose channels share one of the first (bench_conv.py, 1x1)
@@ -58,14 +58,22 @@ def boxes_and_block(problem: Problem, threads: int, in_place: bool) -> tuple[Geo
     return boxes(False) if ragged else g, block
 
 
+def copied_by_vectors(problem: Problem) -> bool:
+    """Whether the elements of a row that are copied lie near each other."""
+    return not problem.channels_last and problem.stride[2] in COPIED_STRIDES
+
+
 def copy_slots(problem: Problem, g: Geometry) -> float:
     """Time in which one thread copies all boxes' rows, in vector multiply-adds."""
-    p, lanes = problem, lane_count(problem.dtype)
+    p = problem
     depths, rows, columns = g.input_extents
-    row: float = ROW_COST + -(-columns // lanes) * COPY_COSTS[min(p.stride[2], 3)]
-    if p.stride[2] == 2:  # of each phase, what no vector of every other element of the image holds
-        row += ELEMENT_COST * sum(max(0, (columns + 1 - phase) // 2 - (p.input_size[2] - phase) // (2 * lanes) * lanes) for phase in (0, 1))
-    return g.boxes * g.box_n * depths * rows * p.in_channels * row * (LAST_FACTOR if p.channels_last else 1)
+    phases = p.stride[2]
+    if copied_by_vectors(p):
+        cost, vector_cost = (LINE_COST, VECTOR_COST) if phases == 1 else (STRIDED_LINE_COST, STRIDED_VECTOR_COST)
+        line: float = cost + -(-columns // (phases * lane_count(p.dtype))) * vector_cost
+    else:
+        line = LINE_COST + -(-columns // phases) * ELEMENT_COST
+    return g.boxes * g.box_n * depths * rows * p.in_channels * phases * line
 
 
 def slots(problem: Problem) -> float:

@@ -18,10 +18,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..problem import Problem
-from ._boxes import Geometry, box_end, box_start, fill_run, input_offset, pack_line
+from ._boxes import Geometry, box_end, box_start, fill_run, input_offset
 from ._gemm import epilogue_of, epilogue_type
 from ._jit import address_of, addressed, inlined, num_threads, outlined
-from ._line_choice import boxes_and_block, tile_rows
+from ._line_choice import COPIED_STRIDES, boxes_and_block, copied_by_vectors, tile_rows
 from ._planes import threads_of, uses_threads
 from ._scratch import operand
 from ._simd import (
@@ -34,7 +34,7 @@ from ._simd import (
     get,
     lane_count,
     lanes_of,
-    load_between,
+    load_every_between,
     own_first,
     parallel_kernel,
     put,
@@ -60,7 +60,8 @@ class Lines(NamedTuple):
     channel: int
     phase: int
     size: int  # elements of the whole box
-    masked: int  # 1 where a row is copied by masked vectors: no stride along it, zeros beyond it
+    by_vectors: int  # 1 where rows are copied by vectors, which leave zeros beyond them
+    bordered: int  # 1 where something else lies there
 
 
 class Space(NamedTuple):
@@ -73,12 +74,57 @@ class Space(NamedTuple):
     size: int
 
 
+def make_copy(stride: int):
+    """The copy of every stride-th element of a row with zeros around it."""
+
+    @inlined
+    def copy(target, source, count, low, in_w):
+        """target[i] = source[i * stride - low] where that lies in [0, in_w), else zero, for i < count rounded up to whole vectors."""
+        start = advance(source, -low)
+        for i in range(0, count, lanes_of(source)):
+            at = i * stride
+            store(target, i, load_every_between(start, at, stride, low - at, low + in_w - at))
+
+    return copy
+
+
+copy_every, copy_second, copy_third, copy_fourth = (make_copy(stride) for stride in COPIED_STRIDES)
+
+
 @inlined
-def copy_masked(target, source, count, low, in_w):
-    """target[i] = source[i - low] where that lies in [0, in_w), else zero, for i < count rounded up to whole vectors."""
-    start = advance(source, -low)
-    for i in range(0, count, lanes_of(source)):
-        store(target, i, load_between(start, i, low - i, low + in_w - i))
+def copy_vectors(stride, target, source, count, low, in_w):
+    """The copy for a stride of COPIED_STRIDES."""
+    if stride == 1:
+        copy_every(target, source, count, low, in_w)
+    elif stride == 2:
+        copy_second(target, source, count, low, in_w)
+    elif stride == 3:
+        copy_third(target, source, count, low, in_w)
+    else:
+        copy_fourth(target, source, count, low, in_w)
+
+
+@inlined
+def copy_elements(target, source, columns, first, start, end, stride, step, zero):
+    """Every stride-th padded position of [first, ...) that lies in [start, end), by the table of their sources."""
+    for i in range(max(0, -(-(start - first) // stride)), -(-(end - first) // stride)):
+        column = columns[first + i * stride]
+        put(target, i, zero if column < 0 else get(source, column * step))
+
+
+@inlined
+def copy_line(g, lines, columns, first, last, source, target, inside):
+    """Every stride-th padded position of [first, last) of one row, or of a row of zeros where it is not `inside`."""
+    zero = zero_element(source)
+    if lines.by_vectors == 1:
+        copy_vectors(g.stride_w, target, source, -(-(last - first) // g.stride_w), g.low_w - first, g.in_w if inside else 0)
+        if inside and lines.bordered == 1:
+            copy_elements(target, source, columns, first, first, min(last, g.low_w), g.stride_w, g.x_w, zero)
+            copy_elements(target, source, columns, first, g.low_w + g.in_w, last, g.stride_w, g.x_w, zero)
+    elif inside:
+        copy_elements(target, source, columns, first, first, last, g.stride_w, g.x_w, zero)
+    else:
+        fill_run(target, -(-(last - first) // g.stride_w), zero)
 
 
 @outlined
@@ -94,15 +140,10 @@ def pack_lines(g, lines, x, borders, start, end, channel, channels, target):
                 to = advance(target, (n - start[0]) * lines.image + d * lines.depth + h * lines.row)
                 inside = source_d >= 0 and source_h >= 0
                 at = advance(x, n * g.x_image + channel * g.x_channel + max(source_d, 0) * g.x_d + max(source_h, 0) * g.x_h)
-                if lines.masked == 1:
-                    for c in range(channels):
-                        copy_masked(advance(to, c * lines.channel), advance(at, c * g.x_channel), last - first, g.low_w - first,
-                                    g.in_w if inside else 0)
-                    continue
                 for c in range(channels):
                     for phase in range(g.stride_w):
-                        pack_line(advance(to, c * lines.channel + phase * lines.phase), advance(at, c * g.x_channel), columns,
-                                  first + phase, last, g.stride_w, g.low_w, g.in_w, g.x_w, inside, zero_element(x))
+                        copy_line(g, lines, columns, first + phase, last, advance(at, c * g.x_channel),
+                                  advance(to, c * lines.channel + phase * lines.phase), inside)
 
 
 @outlined
@@ -246,14 +287,14 @@ class Lined:
 
     def _lines(self, g: Geometry, channels: int) -> Lines:
         if g.in_place:
-            return Lines(0, 0, 0, 0, 0, 0, 0)
+            return Lines(0, 0, 0, 0, 0, 0, 0, 0)
         depths, rows, columns = ((b - 1) * s + r + 1 for b, s, r in zip(
             (g.box_d, g.box_h, g.box_w), (g.stride_d, g.stride_h, g.stride_w), (g.reach_d, g.reach_h, g.reach_w), strict=True))
         phase = -(-columns // g.stride_w) + self.lanes
         channel = phase * g.stride_w
         row = channel * channels
-        masked = g.stride_w == 1 and g.x_w == 1 and self.problem.padding_mode == "zeros"
-        return Lines(depths * rows * row, rows * row, row, channel, phase, g.box_n * depths * rows * row, int(masked))
+        by_vectors, bordered = copied_by_vectors(self.problem), self.problem.padding_mode != "zeros"
+        return Lines(depths * rows * row, rows * row, row, channel, phase, g.box_n * depths * rows * row, int(by_vectors), int(bordered))
 
     def offsets(self, channels: int) -> np.ndarray:
         """Offset of each tap of `channels` channels, channel by channel, in the box's input; int32."""

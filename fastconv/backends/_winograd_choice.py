@@ -35,6 +35,7 @@ FEWEST_TILES, MOST_TILES = 2 * TILE_ROWS, 16 * TILE_ROWS  # of a box, where ther
 
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 PRODUCT_OVERHEAD = 12  # steps of the sum that filling and storing a register tile costs (bench_conv.py, 3x3 layers)
+FEWEST_ROWS = 4  # of a register tile, as whose products fewer take as long: each waits for the last
 EFFICIENCY = 0.9  # share of the peak in the products (bench_conv.py, 3x3 layers)
 # Times a transformed element's bytes pass the second-level cache, where a tile's vectors stay in the registers, where they fill
 # them twice, and beyond (bench_conv.py, 3x3_64@56 in tiles of 2 x 2 and 4 x 4; 3x3s2_128@56 in tiles of 2 x 2 and 4 x 4):
@@ -178,12 +179,14 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
     channels, depth = algorithm.channels(p), p.kernel_size[0]
     lines, columns = vectors_of(channels, p.dtype), vectors_of(p.group_out, p.dtype)
     out_d = p.output_size[0]
-    tiles = p.batch * p.groups * math.prod(algorithm.tiles(p)) * p.dilation[1] * p.dilation[2]
+    image_tiles = math.prod(algorithm.tiles(p)) * p.dilation[1] * p.dilation[2]
+    tiles = p.batch * p.groups * image_tiles
     products = algorithm.products
-    multiply = 2 * tiles * out_d * products * columns * (channels * depth + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
+    boxes = p.batch * -(-image_tiles * out_d // tiles_of_a_box(p, algorithm))
+    rows = p.groups * boxes * max(FEWEST_ROWS, -(-p.batch * image_tiles * out_d // boxes))
+    multiply = 2 * rows * products * columns * (channels * depth + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
     depths = out_d * p.stride[0] + p.dilation[0] * (depth - 1)
     transformed = tiles * products * (depths * lines + out_d * columns) * p.itemsize * transform_passes(algorithm)
-    boxes = max(1, tiles * out_d / (p.groups * tiles_of_a_box(p, algorithm)))
     weights = boxes * products * columns * p.groups * channels * depth * p.itemsize
     moved = (transformed + folding_bytes(p, algorithm) + 2 * p.bytes) / machine.cache_bandwidth
     moved += weights / (WEIGHT_READS * machine.bandwidth)

@@ -194,6 +194,30 @@ def load_alternate(typingctx, p, offset):
     return vector(p, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def load_every_between(typingctx, p, offset, stride, start, end):
+    """Every stride-th element of p[offset:], zero where its index from there on is not in [start, end); any int32 numbers.
+
+    Only memory at such indices is touched. `stride` is a literal number.
+    """
+    vector = vector_of(p)
+    lanes, step = vector.lanes, stride.literal_value
+
+    def codegen(context, builder, signature, args):
+        p, offset, _, start, end = args
+        total = zero_of(vector)
+        for piece in range(step):
+            first = builder.sub(I64(piece * lanes), start)
+            mask = mask_between(builder, first, builder.sub(end, start), lanes)
+            value = emit_load_masked(builder, vector, mask, p, builder.add(offset, I64(piece * lanes)))
+            picked = [lane * step - piece * lanes for lane in range(lanes)]  # in this piece, where it is in [0, lanes)
+            order = [lanes + at if 0 <= at < lanes else lane for lane, at in enumerate(picked)]
+            total = builder.shuffle_vector(total, value, ir.Constant(ir.VectorType(I32, lanes), order))
+        return total
+
+    return vector(p, types.intp, stride, types.intp, types.intp), codegen
+
+
 @intrinsic
 def store_interleaved(typingctx, p, offset, even, odd):
     """Write the lanes of two vectors in turn to p[offset : offset + 2 lanes]."""
