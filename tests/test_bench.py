@@ -3,8 +3,11 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,3 +284,18 @@ def test_page_is_well_formed_and_self_contained(results, tmp_path):
     assert len(marks) == sum(bool(result.timings) for result in results)
     assert all("GFLOP/s" in mark.findtext("title") for mark in marks)
     assert len(root.findall(".//tbody/tr")) == len(results)
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, benchmarks
+for module in pkgutil.iter_modules(benchmarks.__path__):
+    print(importlib.import_module(f"benchmarks.{module.name}").__name__)
+"""
+
+
+def test_asv_can_import_every_module():
+    """Asv imports the scripts beside its benchmarks too, as modules of one package, and finds nothing if one of them fails."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"benchmarks.bench_conv", "benchmarks.regret"} <= set(done.stdout.split())
