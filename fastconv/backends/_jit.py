@@ -26,6 +26,8 @@ from typing import Any, BinaryIO
 import numba
 import platformdirs
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, dumps
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.runtime import rtsys
 
 __all__ = ["address_of", "addressed", "atomic_file", "available_cpus", "cache_directory", "cache_state", "cached", "compiled_kernels",
@@ -35,6 +37,48 @@ __all__ = ["address_of", "addressed", "atomic_file", "available_cpus", "cache_di
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "boundscheck": False,
                            "no_cfunc_wrapper": True}
 HELPER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}  # never called from Python: half the compile time
+
+
+# -- helpers, compiled with their callers alone -----------------------------------------------------------------------------
+
+
+class _HelperLibrary(JITCodeLibrary):
+    """LLVM IR that callers link in; optimised and made into machine code in the kernel's module only.
+
+    Numba's own libraries are compiled whole: a helper of a helper of a kernel three times over.
+    """
+
+    @property
+    def codegen(self) -> Any:
+        """Where Numba announces the function's environment; without machine code there is no place for it, and no use."""
+        return _Nowhere
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """No address: nothing but compiled code calls a helper."""
+        self._ensure_finalized()
+        return 0
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _Nowhere:
+    @staticmethod
+    def set_env(env_name: str, env: Any) -> None:
+        """Nothing to set."""
+
+
+class _HelperCompiler(CompilerBase):
+    """Numba's compiler, into a `_HelperLibrary`."""
+
+    def define_pipelines(self) -> list[Any]:
+        state = self.state
+        state.library = _HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        return [DefaultPassBuilder.define_nopython_pipeline(state)]
 
 
 # -- decorators -----------------------------------------------------------------------------------------------------------
@@ -58,12 +102,12 @@ def _on_disk(dispatcher: Any) -> Any:
 
 def inlined(function: Callable) -> Any:
     """Compile `function` into its callers."""
-    return numba.njit(forceinline=True, **HELPER_OPTIONS)(function)
+    return numba.njit(forceinline=True, pipeline_class=_HelperCompiler, **HELPER_OPTIONS)(function)
 
 
 def outlined(function: Callable) -> Any:
     """Compile `function` on its own, for callers to call: large helpers, so that LLVM sees each of them once."""
-    return numba.njit(**HELPER_OPTIONS)(function)
+    return numba.njit(pipeline_class=_HelperCompiler, **HELPER_OPTIONS)(function)
 
 
 def address_of(dispatcher: Any, signature: tuple[Any, ...]) -> int:
