@@ -93,7 +93,7 @@ def winograd_strips(x, gy, bias, sums, constants, scratch, counters, thread, thr
     p, space, register_tiles, across, x_source, x_tiling, x_borders, gy_source, gy_tiling, gy_borders, rows, taps, zeros = thawed(constants)
     v = advance(scratch, space.packed)
     z = advance(v, space.v)
-    zero = zero_element(x)
+    zero, origin = zero_element(x), np.int64(0)
     for share in shared_out(counters, 1, p.shares):
         begin, end = p.tasks * share // p.shares, p.tasks * (share + 1) // p.shares
         for task in range(begin, end):
@@ -102,10 +102,10 @@ def winograd_strips(x, gy, bias, sums, constants, scratch, counters, thread, thr
             first, last = p.tiles_down * block // p.blocks, p.tiles_down * (block + 1) // p.blocks
             down, start = last - first, first * gy_tiling.tile_h * gy_tiling.dilation_h
             for group in range(p.groups):
-                pack_tiles(x_source, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, 0), group, scratch)
-                transform_tiles(x_source, x_tiling, scratch, down, across, 0, p.points * x_tiling.tile, v)
-                pack_tiles(gy_source, gy, zero, gy_borders, (image, depth, start, 0), group, scratch)
-                transform_tiles(gy_source, gy_tiling, scratch, down, across, 0, p.points * p.panel, z)
+                pack_tiles(x_source, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, origin), group, scratch)
+                transform_tiles(x_source, x_tiling, scratch, down, across, origin, p.points * x_tiling.tile, v)
+                pack_tiles(gy_source, gy, zero, gy_borders, (image, depth, start, origin), group, scratch)
+                transform_tiles(gy_source, gy_tiling, scratch, down, across, origin, p.points * p.panel, z)
                 own = advance(sums, share * p.m_share + group * p.m_group)
                 add_products(p, register_tiles, rows, taps, down * p.points, v, z, task > begin, zeros, own)
 

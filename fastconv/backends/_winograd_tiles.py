@@ -295,7 +295,7 @@ def winograd_transform(x, unused, chunk, v, constants, scratch, counters, thread
         image = task // (p.depths * p.groups * blocks)
         row = block * p.down
         strip = first + image * rows + row
-        start = (strip // p.tiles_down, depth, strip % p.tiles_down * t.tile_h * t.dilation_h * s.stride_h, 0)
+        start = (strip // p.tiles_down, depth, strip % p.tiles_down * t.tile_h * t.dilation_h * s.stride_h, np.int64(0))
         pack_tiles(s, x, zero_element(x), borders, start, group, scratch)
         to = advance(v, group * p.group + (image * rows + row) * p.strip + depth * p.plane)
         transform_tiles(s, t, scratch, min(p.down, rows - row), p.across, p.plane, p.strip, to)
@@ -326,7 +326,7 @@ def gradient_tiling(problem: Problem, algorithm: Algorithm, down: int, strips: i
     t = Tiling(transform_address(OUTPUT_GRADIENT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, dh, dw, a.wide.products, product,
                width, width, a.products * product)
     # Tiles that reach beyond gy find zeros there.
-    borders = tuple(np.pad(np.arange(size), (0, margin), constant_values=-1)
+    borders = tuple(np.pad(np.arange(size, dtype=np.int32), (0, margin), constant_values=-1)
                     for size, margin in ((depths, 0), (out_h, s.span_h), (out_w, s.span_w)))
     return s, t, borders
 
