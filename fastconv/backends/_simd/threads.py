@@ -12,12 +12,12 @@ arrays and two addresses through one function, `launch`, that is the same for al
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import int64, typeof, types
-from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 from numba.np.numpy_support import from_dtype
@@ -31,7 +31,6 @@ from .vector import advance
 from .workers import pool_for, run_together
 
 COUNTER_PITCH = LINE // 8  # from one thread's counter to the next: each has a cache line
-LARGEST_CONSTANTS = 1 << 14  # bytes
 
 
 @intrinsic
@@ -88,7 +87,7 @@ def own_first(counters, thread, shares, tasks):
 
 
 class ConstantsType(types.Type):
-    """The address of a tuple laid down by `freeze`."""
+    """The address of a tuple laid down as `words_of` says."""
 
     def __init__(self, contents: types.BaseTuple):
         self.contents = contents
@@ -110,41 +109,25 @@ def frozen_type(kind: types.Type) -> types.Type:
     return kind
 
 
-def emit_frozen(context, builder, kind, value):
-    if isinstance(kind, types.Array):
-        return context.make_array(kind)(context, builder, value).data
+def words_of(value: Any) -> list[int]:
+    """A constant as kernels read it, eight bytes a number: an integer, a float's bits, an array's address; of a tuple, its items'."""
+    if isinstance(value, tuple):
+        return [word for item in value for word in words_of(item)]
+    if isinstance(value, np.ndarray):
+        return [value.ctypes.data]
+    if type(value) is int:
+        return [value]
+    number = np.asarray(value)
+    word = np.zeros(1, np.int64)
+    word.view(number.dtype)[0] = number
+    return word.tolist()
+
+
+def emit_thawed(context, builder, kind, words):
+    """The constant of a type that the next of `words`, an iterator of pointers, hold."""
     if isinstance(kind, types.BaseTuple):
-        items = [emit_frozen(context, builder, item, part) for item, part in zip(kind, cgutils.unpack_tuple(builder, value), strict=True)]
-        return context.make_tuple(builder, frozen_type(kind), items)
-    return value
-
-
-@intrinsic
-def store_constants(typingctx, constants, target):
-    """Write a tuple of constants as kernels read it to `target`; returns its bytes."""
-
-    def codegen(context, builder, signature, args):
-        value = emit_frozen(context, builder, constants, args[0])
-        builder.store(value, builder.bitcast(args[1], value.type.as_pointer()), align=8)
-        return I64(context.get_abi_sizeof(value.type))
-
-    return types.int64(constants, types.CPointer(types.int64)), codegen
-
-
-@intrinsic
-def array_address(typingctx, array):
-    """The address of an array's first element."""
-
-    def codegen(context, builder, signature, args):
-        return context.make_array(array)(context, builder, args[0]).data
-
-    return types.CPointer(array.dtype)(array), codegen
-
-
-@cached
-def freeze(constants, target):
-    """Lay constants down in `target`; compiled once for the constants of each kernel."""
-    return store_constants(constants, array_address(target))
+        return context.make_tuple(builder, kind, [emit_thawed(context, builder, item, words) for item in kind])
+    return context.unpack_value(builder, kind, builder.bitcast(next(words), context.get_data_type(kind).as_pointer()))
 
 
 @intrinsic
@@ -153,7 +136,8 @@ def thawed(typingctx, constants):
     contents = constants.contents
 
     def codegen(context, builder, signature, args):
-        return builder.load(builder.bitcast(args[0], context.get_value_type(contents).as_pointer()), align=8)
+        first = builder.bitcast(args[0], I64.as_pointer())
+        return emit_thawed(context, builder, contents, (builder.gep(first, [I64(i)]) for i in itertools.count()))
 
     return contents(constants), codegen
 
@@ -187,10 +171,8 @@ class BoundKernel:
         self._constants = constants  # keeps alive the arrays that the memory points to
         self._pitch = _whole_lines(scratch_bytes)
         self._counter_bytes = LINE + _whole_lines(8 * counters)
-        memory = np.zeros(LARGEST_CONSTANTS, np.int64)
-        size = freeze(constants, memory[HEADER_WORDS:])
-        self._memory = memory[:HEADER_WORDS - (-size // 8)].copy()
-        self._memory[:3] = address, self._pitch, self._counter_bytes
+        header = address, self._pitch, self._counter_bytes, *[0] * (HEADER_WORDS - 3)
+        self._memory = np.array([*header, *words_of(constants)], np.int64)
         self._bound = self._memory.ctypes.data
         self._parallel = parallel
         self._alone = self._counter_bytes + self._pitch
