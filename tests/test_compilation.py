@@ -30,7 +30,9 @@ def test_helpers_are_compiled_in_their_callers_alone():
     """A helper's library holds LLVM IR to be linked in, and no machine code: that took a third of a kernel's compile time."""
     assert helped(10) == 2 * 55 + 20
     libraries = {f.py_func.__name__: compiled.library for f in (twice, fibonacci, helped) for compiled in f.overloads.values()}
-    assert {name: getattr(library, "_compiled", False) for name, library in libraries.items()} == {"twice": False, "fibonacci": False, "helped": True}
+    with_code = {name for name, library in libraries.items() if getattr(library, "_compiled", False)}
+    assert libraries.keys() == {"twice", "fibonacci", "helped"}
+    assert with_code == {"helped"}
 
 
 # Random convolutions, called by every backend in every pass: what kernels were compiled for them.
