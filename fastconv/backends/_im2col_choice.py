@@ -8,7 +8,9 @@ from typing import NamedTuple
 from ..problem import Problem
 from . import Machine
 from ._boxes import TASKS_PER_THREAD, Geometry, cut, speedup
+from ._col2im import col2im_seconds
 from ._gemm import panel_width
+from ._gradient_rows import rows_seconds
 from ._phases import phase_seconds
 from ._pointwise import PointwiseForward, product_seconds
 from ._simd import TILE_COLUMNS, TILE_ROWS, TILE_SIZES, lane_count
@@ -17,6 +19,7 @@ CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmark
 PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
 SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
+RESUMED_OVERHEAD = 8  # of going on with a weight gradient's sums in the next box (bench_conv.py, grad_weight, 3x3s2_128@56)
 ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
 ROW_COST, COPY_COST = 15, 10  # vector multiply-adds of copying a row of a box, and a vector of it (bench_conv.py, 3x3 layers)
 EFFICIENCY = 0.91  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
@@ -64,17 +67,29 @@ def gradient_tasks(problem: Problem, threads: int) -> GradientTasks:
 
 def seconds(problem: Problem, machine: Machine) -> float:
     """Time of the register tiles, columns beyond the channels included, plus what enters and leaves them."""
-    if problem.pass_name == "grad_input":
-        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
     p = problem
+    if p.pass_name == "grad_input":
+        return col2im_seconds(p, machine) if takes_col2im(p, machine) else _turned_seconds(p, machine)
     if p.pass_name == "forward":
         return CALL_SECONDS + min(_forward_seconds(p, machine), _product_seconds(p, machine))
+    return min(rows_seconds(p, machine), _panels_seconds(p, machine))
+
+
+def is_rows(problem: Problem, machine: Machine) -> bool:
+    """Whether a weight gradient is faster with the taps of x as its columns than as its rows."""
+    return rows_seconds(problem, machine) < _panels_seconds(problem, machine)
+
+
+def _panels_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of a weight gradient from panels of gy."""
+    p = problem
     points = p.batch * math.prod(p.output_size)
     moved = MOVED_PASSES * _touched_bytes(p) / machine.cache_bandwidth
     g, chunk, splits, shares = gradient_tasks(p, machine.threads)
     chunks = -(-p.group_in // chunk)
-    rows = chunks * -(-chunk * math.prod(p.kernel_size) // TILE_SIZES[-2]) * TILE_SIZES[-2]
-    multiply = 2 * rows * _columns(p) * (points + TILE_OVERHEAD * g.boxes) / machine.flops(p.dtype)
+    sizes = [chunk] * (p.group_in // chunk) + [p.group_in % chunk]
+    rows = sum(-(-size * math.prod(p.kernel_size) // TILE_SIZES[-2]) * TILE_SIZES[-2] for size in sizes)
+    multiply = 2 * rows * _columns(p) * (points + TILE_OVERHEAD + RESUMED_OVERHEAD * (g.boxes - 1)) / machine.flops(p.dtype)
     work = multiply + moved + splits * _copy_seconds(p, g, machine)
     if p.flops <= SERIAL_FLOPS:
         return CALL_SECONDS + work
@@ -144,10 +159,33 @@ def _forward_seconds(problem: Problem, machine: Machine) -> float:
     return machine.region_seconds + max(far, near)
 
 
+def takes_col2im(problem: Problem, machine: Machine) -> bool:
+    """Whether a `grad_input` is faster with its weights as they lie than as forward convolutions, whose weights are turned first."""
+    return col2im_seconds(problem, machine) < _turned_seconds(problem, machine) + _turning_seconds(problem, machine)
+
+
+def _turned_seconds(problem: Problem, machine: Machine) -> float:
+    return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
+
+
 def pack_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of packing what `pack` is given."""
+    p = problem
+    if p.pass_name == "grad_input":
+        return 0.0 if takes_col2im(p, machine) else _turning_seconds(p, machine)
+    unpacked = is_product if p.pass_name == "forward" else is_rows
+    return 0.0 if unpacked(p, machine) else _panel_seconds(p, machine)
+
+
+def _turning_seconds(problem: Problem, machine: Machine) -> float:
+    """Packing the weights of all phases, each of which reads every line of them."""
+    p = problem
+    reads = math.prod(p.stride) * math.prod(p.weight_shape) * p.itemsize / machine.bandwidth
+    return _panel_seconds(p, machine) + reads / machine.threads
+
+
+def _panel_seconds(problem: Problem, machine: Machine) -> float:
     """Both sides of the copy into panels, whose missing columns are written too."""
-    if problem.pass_name == "forward" and is_product(problem, machine):
-        return 0.0
     second = math.prod(problem.shapes[1]) * problem.itemsize
     panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
     written = panels * panel_width(problem.dtype)

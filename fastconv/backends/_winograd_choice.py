@@ -55,9 +55,12 @@ ONCE_TRANSFORM_PASSES = 2  # times their transforms' bytes pass the second-level
 ONCE_OVERHEAD = 24  # PRODUCT_OVERHEAD for sums that are stored and gone on with, channels by channels
 # Of weight gradients (bench_conv.py, grad_weight):
 GRADIENT_SUMS_BYTES = 256 * 1024  # of a task's sums: a quarter of a 1 MiB L2
+GRADIENT_EFFICIENCY = 0.8  # EFFICIENCY of products whose operands are transforms of other cores (3x3s2_128@56, 3x3_128@28, 3x3_512@8)
 GRADIENT_READS = 3  # times what the products read passes the second-level cache: it comes from the last level, and from other cores'
 LARGEST_SUMS = 2 * 1024 * 1024  # bytes of a thread's own: 3x3s2_128@56, 2 MB, 1.12 ms, sharing them 1.45; 3x3_128@28, 2.9 MB, .73 and .55
 STRIPS_BYTES = 512 * 1024  # of the transforms of a task that has: with the sums, about a 1 MiB L2
+SPILLED_BYTES = 768 * 1024  # of sums that, with the strips, leave a 1 MiB L2 ...
+SPILLED_READS = 2  # ... and so take longer to read (3x3s2_128@56, 3x3s2_96@64)
 FEWEST_STRIPS = 2  # of tiles a thread
 CALL_SECONDS = 4e-6  # of Python around a run (bench_conv.py, tiny)
 
@@ -248,10 +251,11 @@ def gradient_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -
     tiles = p.batch * math.prod(a.tiles(p)) * p.dilation[1] * p.dilation[2]
     depths = (out_d - 1) * p.stride[0] + p.dilation[0] * (depth - 1) + 1
     sums = p.groups * depth * a.products * channels * columns
-    multiply = 2 * sums * (tiles * out_d + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
+    multiply = 2 * sums * (tiles * out_d + PRODUCT_OVERHEAD) / (GRADIENT_EFFICIENCY * machine.flops(p.dtype))
     transformed = p.groups * tiles * a.products * (depths * lines + out_d * columns)
     if splits_tiles(p, a):
         read = 2 * sums * (1 + transformed * p.itemsize // STRIPS_BYTES)  # by every task
+        read *= SPILLED_READS if sums * p.itemsize > SPILLED_BYTES else 1
     else:
         block = GRADIENT_SUMS_BYTES // (a.products * TILE_COLUMNS * lane_count(p.dtype) * p.itemsize)
         panels = -(-columns // (TILE_COLUMNS * lane_count(p.dtype)))

@@ -5,8 +5,10 @@ of a vector are output channels, and image elements are broadcast from wherever 
 or border wastes lanes; few output channels per group do.
 
     forward       rows = output points    k = taps             columns = output channels
-    grad_weight   rows = taps             k = output points    columns = output channels (`_im2col_gradient`)
-    grad_input    the forward convolutions of its phases (`Problem.phases`)
+    grad_weight   rows = taps             k = output points    columns = output channels (`_im2col_gradient`), or
+                  rows = output channels  k = output points    columns = taps (`_gradient_rows`)
+    grad_input    the forward convolutions of its phases (`Problem.phases`), or
+                  rows = points of gy      k = output channels     columns = taps (`_col2im`)
 
 Source of the method: Chellapilla, Puri, Simard, "High performance convolutional neural networks for document
 processing" (2006), section 3; the implicit form and the register tile: Goto and van de Geijn, "Anatomy of
@@ -19,9 +21,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..problem import Problem
+from ..problem import Options, Problem
 from . import Backend, Kernel, _pointwise
 from ._boxes import box_end, box_start, box_tables, input_offset, make_space, pack_box, space_of, tap_offsets
+from ._col2im import Col2im
 from ._gemm import (
     PaddedBias,
     PanelPacking,
@@ -32,7 +35,8 @@ from ._gemm import (
     tile_addresses,
     weight_matrices,
 )
-from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, pack_seconds, seconds
+from ._gradient_rows import GradientRows
+from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, is_rows, pack_seconds, seconds, takes_col2im
 from ._im2col_gradient import GradWeight, PointwiseGradWeight
 from ._jit import num_threads
 from ._phases import build_grad_input
@@ -142,17 +146,26 @@ def build(problem: Problem) -> Kernel:
             return PointwiseForward(problem, layout)
         return Forward(problem, layout)
 
+    def grad_weight(problem: Problem) -> Kernel:
+        if PointwiseGradWeight.takes(problem):
+            return PointwiseGradWeight(problem)
+        return GradientRows(problem) if is_rows(problem, machine) else GradWeight(problem)
+
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": forward, "grad_input": lambda p: build_grad_input(p, forward, lambda phase: seconds(phase, machine)),
-        "grad_weight": lambda p: PointwiseGradWeight(p) if PointwiseGradWeight.takes(p) else GradWeight(p)}
+        "forward": forward, "grad_input": lambda p: (
+            Col2im(p) if takes_col2im(p, machine) else build_grad_input(p, forward, lambda phase: seconds(phase, machine))),
+        "grad_weight": grad_weight}
     return passes[problem.pass_name](problem)
 
 
 def prepare(dtype: str) -> None:
-    """Compile the tiles that the kernels call through their addresses."""
+    """Compile the tiles that the kernels call through their addresses, and the gradients that are chosen for some sizes only."""
     tile_addresses(dtype)
     for rows, columns in _pointwise.TILES:
         _pointwise.tile_address(rows, columns, dtype)
+    operands = (2, (1, 8, 4, 4), (8, 8, 3, 3), dtype, Options())
+    Col2im(Problem.create("grad_input", *operands))
+    GradientRows(Problem.create("grad_weight", *operands))
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)
