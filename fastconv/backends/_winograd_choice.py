@@ -185,7 +185,7 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
     image_tiles = math.prod(algorithm.tiles(p)) * p.dilation[1] * p.dilation[2]
     tiles = p.batch * p.groups * image_tiles
     products = algorithm.products
-    boxes = p.batch * -(-image_tiles * out_d // tiles_of_a_box(p, algorithm))
+    boxes = max(1, p.batch * -(-image_tiles * out_d // tiles_of_a_box(p, algorithm)))
     rows = p.groups * boxes * max(FEWEST_ROWS, -(-p.batch * image_tiles * out_d // boxes))
     multiply = 2 * rows * products * columns * (channels * depth + PRODUCT_OVERHEAD) / (EFFICIENCY * machine.flops(p.dtype))
     depths = out_d * p.stride[0] + p.dilation[0] * (depth - 1)
