@@ -12,6 +12,7 @@ from ._arrays import as_array, as_operand, check_out
 from ._calls import CALLS_KEPT, FLOAT32, READY_FLAGS, check_shape, frozen, shape_of
 from ._checks import check_name
 from ._windows import Windows
+from .backends._scratch import empty
 
 if TYPE_CHECKING:
     from .backends._simd import BoundKernel
@@ -69,7 +70,7 @@ class Ready:
     def __call__(self, x: np.ndarray, w: np.ndarray | None = None, out: np.ndarray | None = None,
                  third: np.ndarray | None = None) -> np.ndarray:
         """`w` is the kernel's second operand, `third` the next; only their memory counts."""
-        y = np.empty(self.shape, self.dtype) if out is None else out
+        y = empty(self.shape, self.dtype) if out is None else out
         unused = self._unused
         if self._kernel is not None and self._kernel(x, unused if w is None else w, unused if third is None else third, y):
             raise ValueError("indices must lie in the plane, or for flat_indices=True in the array, that was pooled")
