@@ -35,7 +35,6 @@ from ._simd import (
     thawed,
     where_byte,
     zero,
-    zero_element,
 )
 
 NO_TAP = 255  # of an empty window
@@ -62,7 +61,7 @@ def scatter_taps(gy, taps, bias, gx, constants, scratch, counters, thread, threa
     taps = as_bytes(taps)
     for task in own_first(counters, thread, tasks.shares, tasks.number):
         for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            image, band = index // bands, index % bands
+            image, band = (index, 0) if bands == 1 else (index // bands, index % bands)  # divisions take as long as a small plane
             low, size, cleared = edges[band], edges[band + 1] - edges[band], 0
             target = advance(gx, image * plane * channels + low)
             for run in range(first_runs[band], end_runs[band]):
@@ -106,7 +105,8 @@ def share_row(gy, taps, tap, g, channels, in_w, windows_w, gx):
         first, count = windows_w[2 * o], windows_w[2 * o + 1]
         if count == 0:
             continue
-        clear_run(advance(gx, done * channels), (first - done) * channels)
+        if first > done:
+            clear_run(advance(gx, done * channels), (first - done) * channels)
         done, at, first_tap = first + count, o * channels, tap + in_w.taps[in_w.offsets[first]]
         for c in range(0, channels, lanes):
             left = channels - c
@@ -173,6 +173,39 @@ def gather_taps(gy, taps, bias, gx, constants, scratch, counters, thread, thread
 # -- positions ------------------------------------------------------------------------------------------------------------
 
 
+@outlined
+def scatter_line(gy, places, outputs, size, offset, adding, gx):
+    """gx[places[o] - offset] = gy[o], or += gy[o], of a plane of one channel; returns whether a place lay outside."""
+    bad = False
+    for o in range(outputs):
+        place = np.uint64(places[o] - offset)
+        if place < np.uint64(size):
+            at = np.int64(place)
+            put(gx, at, get(gx, at) + get(gy, o) if adding else get(gy, o))
+        elif not adding or places[o] != -1:
+            bad = True
+    return bad
+
+
+@outlined
+def scatter_channels(gy, places, outputs, size, channels, first, count, offset, flat, adding, gx):
+    """`scatter_line` for `count` channels of an image with channels last."""
+    bad = False
+    for o in range(outputs):
+        for c in range(first, first + count):
+            index = places[o * channels + c]
+            at, inside = index * channels + c, 0 <= index < size
+            if flat:
+                at = index - offset
+                inside = 0 <= at < size * channels and at % channels == c
+            if inside:
+                value = get(gy, o * channels + c)
+                put(gx, at, get(gx, at) + value if adding else value)
+            elif not adding or index != -1:
+                bad = True
+    return bad
+
+
 @parallel_kernel
 def scatter_places(gy, places, bias, gx, constants, scratch, counters, thread, threads):
     """gx = zeros but for gy at its places, int64: added there, or written. A place outside raises the flag."""
@@ -188,38 +221,61 @@ def scatter_places(gy, places, bias, gx, constants, scratch, counters, thread, t
         else:
             for i in range(plane):
                 clear_run(advance(target, i * channels + c), count)
-        offset = flat * image * plane * channels
-        for o in range(outputs):
-            source = (image * outputs + o) * channels + c
-            for i in range(count):
-                place = places[source + i]
-                if flat:
-                    place -= offset
-                    bad = place < 0 or place >= plane * channels or place % channels != c + i
-                else:
-                    bad = place < 0 or place >= plane
-                    place = place * channels + c + i
-                if not bad:
-                    value = get(gy, source + i)
-                    put(target, place, get(target, place) + value if adding else value)
-                elif not adding or places[source + i] != -1:
-                    raise_flag(counters)
+        offset, above = flat * image * plane * channels, image * outputs * channels
+        source, there = advance(gy, above), advance(places, above)
+        if channels == 1:
+            bad = scatter_line(source, there, outputs, plane, offset, adding, target)
+        else:
+            bad = scatter_channels(source, there, outputs, plane, channels, c, count, offset, flat, adding, target)
+        if bad:
+            raise_flag(counters)
+
+
+@outlined
+def take_line(gy, places, count, size, gx):
+    """gx[o] = gy[places[o]]; returns whether a place lay outside."""
+    bad = False
+    for o in range(count):
+        place = np.uint64(places[o])
+        if place < np.uint64(size):
+            put(gx, o, get(gy, np.int64(place)))
+        else:
+            bad = True
+    return bad
+
+
+@outlined
+def take_channels(gy, places, count, channels, size, gx):
+    """gx[o, c] = gy[places[o, c], c]; returns whether a place lay outside."""
+    bad = False
+    for o in range(0, count * channels, channels):
+        for c in range(channels):
+            place = np.uint64(places[o + c])
+            if place < np.uint64(size):
+                put(gx, o + c, get(gy, np.int64(place) * channels + c))
+            else:
+                bad = True
+    return bad
 
 
 @parallel_kernel
 def gather_places(gy, places, bias, gx, constants, scratch, counters, thread, threads):
-    """gx[o] = gy at the place of o: the gradient of an unpooling."""
+    """gx[o] = gy at the place of o: the gradient of an unpooling. A place outside raises the flag."""
     images, plane, outputs, channels, flat, tasks = thawed(constants)
     places = as_int64(places)
     for task in own_first(counters, thread, tasks.shares, tasks.number):
-        for pixel in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
+        pixel, end = task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)
+        while pixel < end:
             image = pixel // outputs
-            for c in range(channels):
-                place = places[pixel * channels + c]
-                if not flat:
-                    place = (image * plane + place) * channels + c
-                if place < 0 or place >= images * plane * channels:
-                    raise_flag(counters)
-                    put(gx, pixel * channels + c, zero_element(gx))
-                else:
-                    put(gx, pixel * channels + c, get(gy, place))
+            count = min(end, (image + 1) * outputs) - pixel
+            at = pixel * channels
+            target, there = advance(gx, at), advance(places, at)
+            if flat:
+                bad = take_line(gy, there, count * channels, images * plane * channels, target)
+            elif channels == 1:
+                bad = take_line(advance(gy, image * plane), there, count, plane, target)
+            else:
+                bad = take_channels(advance(gy, image * plane * channels), there, count, channels, plane, target)
+            if bad:
+                raise_flag(counters)
+            pixel += count

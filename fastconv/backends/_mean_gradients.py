@@ -106,6 +106,13 @@ def multiply_run(x, count, y):
         store_most(y, i, load_most(y, i, count - i) * load_most(x, i, count - i), count - i)
 
 
+@outlined
+def copy_run(source, count, target):
+    """target[:count] = source[:count]."""
+    for i in range(0, count, lanes_of(source)):
+        store_most(target, i, load_most(source, i, count - i), count - i)
+
+
 # -- channels first -------------------------------------------------------------------------------------------------------
 
 
@@ -158,21 +165,27 @@ def spread_columns(line, g, in_w, windows_w, reaching, spare, gx):
 @parallel_kernel
 def spread_rows(gy, norms, x, gx, constants, scratch, counters, thread, threads):
     """gx = the gradient of `mean_rows`, channels first; where `rooted`, of the roots, given these norms and x."""
-    g, (in_d, in_h, in_w), windows_w, reaching, rates_d, rates_h, rates_w, rooted, tasks = thawed(constants)
+    g, (in_d, in_h, in_w), alike_d, alike_h, windows_w, reaching, rates_d, rates_h, rates_w, rooted, tasks = thawed(constants)
     spare = advance(scratch, g.length)
     fill_line(scratch, g.length, zero_element(gy))
     for task in own_first(counters, thread, tasks.shares, tasks.number):
-        plane, d, h = row_at(task * tasks.run, g.size_d, g.size_h)
-        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            above = plane * g.out_d * g.out_h * g.out_w
-            for o in range(0, g.out_w, lanes_of(gy)):
-                a = added_covering(advance(gy, above), advance(norms, above), rooted, o, g.out_w - o, g.out_w, g, d, h, in_d, in_h,
-                                   rates_d, rates_h)
-                store_most(scratch, g.left + o, a * load(rates_w, o), g.out_w - o)
+        start = task * tasks.run
+        plane, d, h = row_at(start, g.size_d, g.size_h)
+        for index in range(start, min(tasks.rows, start + tasks.run)):
             target = advance(gx, index * g.size_w)
-            spread_columns(scratch, g, in_w, windows_w, reaching, spare, target)
-            if rooted:
-                multiply_run(advance(x, index * g.size_w), g.size_w, target)
+            if alike_h[h] and index > start:
+                copy_run(advance(target, -g.size_w), g.size_w, target)
+            elif alike_d[d] and index - g.size_h >= start:
+                copy_run(advance(target, -g.size_h * g.size_w), g.size_w, target)
+            else:
+                above = plane * g.out_d * g.out_h * g.out_w
+                for o in range(0, g.out_w, lanes_of(gy)):
+                    a = added_covering(advance(gy, above), advance(norms, above), rooted, o, g.out_w - o, g.out_w, g, d, h, in_d, in_h,
+                                       rates_d, rates_h)
+                    store_most(scratch, g.left + o, a * load(rates_w, o), g.out_w - o)
+                spread_columns(scratch, g, in_w, windows_w, reaching, spare, target)
+                if rooted:
+                    multiply_run(advance(x, index * g.size_w), g.size_w, target)
             plane, d, h = next_row(plane, d, h, g.size_d, g.size_h)
 
 
@@ -187,7 +200,8 @@ def share_pixels(line, rate, g, channels, rates_w, windows_w, gx):
         first, count = windows_w[2 * o], windows_w[2 * o + 1]
         if count == 0:
             continue
-        clear_run(advance(gx, done * channels), (first - done) * channels)
+        if first > done:
+            clear_run(advance(gx, done * channels), (first - done) * channels)
         done, scale = first + count, broadcast(line, rate * rates_w[o])
         for c in range(0, channels, lanes):
             left = channels - c

@@ -182,8 +182,15 @@ def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors, rooted:
         constants: tuple[Any, ...] = (g, channels, covered, *_columns(windows, dtype), *rates, np.dtype(dtype).type(1), int(rooted))
         return bind_rows(spread_pixels, dtype, constants, rows, 2 * g.size_w * channels, scratch=g.out_w * channels)
     inside = windows.inside(2)
-    constants = (g, covered, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates, int(rooted))
+    alike = [_alike(axis) if not rooted else np.zeros(len(axis.offsets) - 1, np.int64) for axis in covered[:2]]
+    constants = (g, covered, *alike, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates, int(rooted))
     return bind_rows(spread_rows, dtype, constants, rows, 2 * g.size_w + ROW_STEPS, scratch=g.length + 2 * lane_count(dtype))
+
+
+def _alike(covered: Covered) -> np.ndarray:
+    """Of each point of an axis, whether the outputs that look at it are those of the point before: so is the gradient."""
+    seen = np.split(covered.outputs, covered.offsets[1:-1])
+    return np.array([i > 0 and np.array_equal(seen[i], seen[i - 1]) for i in range(len(seen))], np.int64)
 
 
 def _columns(windows: Windows, dtype: str) -> tuple[np.ndarray, int]:

@@ -54,7 +54,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE_BYTES:
         return np.empty(shape, dtype)
-    return _aligned(size)[0].view(dtype).reshape(shape)
+    keep_freed_memory()
+    held = np.empty(size + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, held, -held.ctypes.data % ALIGNMENT)
 
 
 def arena(size: int) -> tuple[np.ndarray, int]:
