@@ -12,6 +12,7 @@ import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
 from ._calls import batched, bias_gradient, check_shape, frozen, make_options
+from .backends._scratch import empty
 from .conv import conv2d, conv2d_grad_input, conv2d_grad_weight
 from .problem import Options, Problem
 
@@ -30,11 +31,19 @@ class _Deformable:
         self.taps = math.prod(problem.kernel_size)
         self.points = math.prod(problem.output_size)
         image = problem.in_channels * self.taps * self.points * problem.itemsize
+        p = problem
+        joined = 1 if p.groups > 1 else self.taps  # taps that count as channels
+        self.weight_shape = (1, self.taps // joined, joined * p.group_in, p.out_channels)
+        self.options = {"groups": p.groups, "layout": "NHWC", "stride": self.weight_shape[:2]}
         self.images = max(1, min(problem.batch, COLUMNS_BYTES // max(1, image)))
 
     def kernels(self, images: int) -> Any:
         """The kernels for so many images."""
         return _kernels(self.problem, images, self.groups, self.masked)
+
+    def columns_shape(self, images: int) -> tuple[int, ...]:
+        """That of the samples of so many images, as the input of the convolution."""
+        return images, self.points, self.weight_shape[1], self.problem.in_channels * self.taps // self.weight_shape[1]
 
     def chunks(self) -> Iterator[slice]:
         """The images, a few at a time."""
@@ -52,7 +61,7 @@ def _kernels(problem: Problem, images: int, groups: int, masked: bool) -> Any:
 class _Operands(NamedTuple):
     """The operands of a call, computed in one dtype: x with channels last, the offset and the mask with channels first.
 
-    w are the weights of a 1x1 convolution of the samples, (1, 1, taps C/G, O).
+    w are the weights of a convolution of the samples: of kernel (1, taps) with groups, else of 1x1, as its shape says.
     """
 
     made: _Deformable
@@ -108,7 +117,7 @@ def _operands(x: Any, offset: Any, w: Any, mask: Any, stride: Any, padding: Any,
     made = _deformable(x.shape, w.shape, offset.shape, None if mask is None else mask.shape, computed.name, options,
                        frozen(offset_groups, "offset_groups"))
     return _Operands(made, np.moveaxis(x, 1, -1).astype(computed, copy=False), as_operand(offset, computed, offset.shape),
-                     as_operand(w.transpose(2, 3, 1, 0), computed, (1, 1, w.shape[1] * made.taps, w.shape[0])),
+                     as_operand(w.transpose(2, 3, 1, 0), computed, made.weight_shape),
                      None if mask is None else as_operand(mask, computed, mask.shape), result, single)
 
 
@@ -127,12 +136,9 @@ def _padded(x: np.ndarray) -> np.ndarray:
     return padded.reshape(-1)
 
 
-def _samples(operands: _Operands, images: slice, padded: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """The samples of some images, as the input of a 1x1 convolution (N, Ho, Wo, taps C)."""
-    made, count = operands.made, images.stop - images.start
-    p = made.problem
-    columns = np.empty((count, *p.output_size[1:], p.in_channels * made.taps), padded.dtype)
-    made.kernels(count).sample(padded, padded, moves, columns.reshape(-1))
+def _samples(made: _Deformable, padded: np.ndarray, moves: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The samples of some images, written to as many of `columns`."""
+    made.kernels(len(columns)).sample(padded, padded, moves, columns.reshape(-1))
     return columns
 
 
@@ -187,15 +193,17 @@ def deform_conv2d(x: Any, offset: Any, w: Any, bias: Any = None, *, stride: Any 
     equation 1, for the mask. The arguments are torchvision's.
     """
     operands = _operands(x, offset, w, mask, stride, padding, dilation, groups, offset_groups, layout)
-    p = operands.made.problem
+    made, p = operands.made, operands.made.problem
     added = None if bias is None else as_bias(bias, p.out_channels, operands.x.dtype)
-    y = np.empty((p.batch, *p.output_size[1:], p.out_channels), operands.x.dtype)
+    y = np.empty((p.batch, made.points, 1, p.out_channels), operands.x.dtype)
     if operands.x.size == 0 or operands.w.size == 0:
         y[...] = 0 if added is None else added
     else:
-        for images in operands.made.chunks():
-            samples = _samples(operands, images, _padded(operands.x[images]), _moves(operands, images))
-            conv2d(samples, operands.w, added, groups=p.groups, layout="NHWC", out=y[images])
+        columns = empty(made.columns_shape(made.images), y.dtype)
+        for images in made.chunks():
+            samples = _samples(made, _padded(operands.x[images]), _moves(operands, images), columns[:images.stop - images.start])
+            conv2d(samples, operands.w, added, out=y[images], **made.options)
+    y = y.reshape(p.batch, *p.output_size[1:], p.out_channels)
     y = y if layout == "NHWC" else np.ascontiguousarray(np.moveaxis(y, -1, 1))
     return (y[0] if operands.single else y).astype(operands.result, copy=False)
 
@@ -240,8 +248,10 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
     gx, goffset, gw = np.zeros(x.shape, x.dtype), np.zeros_like(operands.offset), np.zeros_like(weights)
     gmask = None if operands.mask is None else np.zeros_like(operands.mask)
     if gy.size and x.size:
+        columns, spread = (empty(made.columns_shape(made.images), x.dtype) for _ in range(2))
         for images in made.chunks():
-            _backward_images(operands, gy, images, gx, goffset, gw, gmask)
+            count = images.stop - images.start
+            _backward_images(operands, gy, images, (columns[:count], spread[:count]), gx, goffset, gw, gmask)
     gw = gw.reshape(*p.kernel_size[1:], p.group_in, p.out_channels)
     gb = bias_gradient(gy, 2, "NHWC", x.dtype) if bias else None
     if layout == "NCHW":
@@ -256,15 +266,15 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
             None if gb is None else gb.astype(operands.result, copy=False), None if gmask is None else as_given(gmask))
 
 
-def _backward_images(operands: _Operands, gy: np.ndarray, images: slice, gx: np.ndarray, goffset: np.ndarray, gw: np.ndarray,
-                     gmask: np.ndarray | None) -> None:
-    """The gradients of some images; that of the weights is added to."""
+def _backward_images(operands: _Operands, gy: np.ndarray, images: slice, columns: tuple[np.ndarray, np.ndarray], gx: np.ndarray,
+                     goffset: np.ndarray, gw: np.ndarray, gmask: np.ndarray | None) -> None:
+    """The gradients of some images; that of the weights is added to. `columns` take the samples and their gradient."""
     made, weights = operands.made, operands.w
     p, kernels = made.problem, made.kernels(images.stop - images.start)
     padded, moves = _padded(operands.x[images]), _moves(operands, images)
-    samples = _samples(operands, images, padded, moves)
-    gw += conv2d_grad_weight(gy[images], samples, weights.shape, groups=p.groups, layout="NHWC")
-    spread = conv2d_grad_input(gy[images], weights, samples.shape, groups=p.groups, layout="NHWC").reshape(-1)
+    samples, gy = _samples(made, padded, moves, columns[0]), gy[images].reshape(-1, made.points, 1, p.out_channels)
+    gw += conv2d_grad_weight(gy, samples, weights.shape, **made.options)
+    spread = conv2d_grad_input(gy, weights, samples.shape, out=columns[1], **made.options).reshape(-1)
     gpadded, gmoves = np.zeros_like(padded), np.empty_like(moves)
     kernels.spread(spread, spread, moves, gpadded)
     kernels.slopes(spread, padded, moves, gmoves)

@@ -5,12 +5,12 @@ and weights are computed once, into tables of a run of points, and then serve th
 is some channels of a pixel. Pixels come in a border of zeros, so that no neighbour needs a test and a NaN elsewhere does not
 spread.
 
-The samples are the columns (N, L, G, taps, C/G) that a 1x1 convolution of G groups multiplies by the weights. The gradient of
-the input adds to four pixels, so that its tasks are channels; offsets' and mask's sum over channels, so that theirs are runs
-of points. Channels are cut into segments, which lie within one group of the offsets and one of the weights. Offsets and mask
-are one array, `moves`: all offsets (N, groups, taps, 2, L), then the mask (N, groups, taps, L) if there is one.
+The samples (N, L, taps, C) are rows of pixels that a convolution of kernel (1, taps) multiplies by the weights. The gradient
+of the input adds to four pixels, so that its tasks are blocks of channels; offsets' and mask's sum over channels, so that
+theirs are runs of points. Offsets and mask are one array, `moves`: all offsets (N, groups, taps, 2, L), then the mask (N,
+groups, taps, L) if there is one.
 
-Tried: channels first, with the points of a plane one by one, took 2.3 times as long for 64 channels.
+Tried: channels first, the points of a plane one by one, took four to six times as long for 64 channels.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from ._simd import (
     zero,
     zero_element,
 )
+from ._simd.threads import ParallelKernel
 from ._unfolding import Windows, windows_of
 
 RUN = 64  # points of a task: with 576 channels and taps their samples take 150 KB, which stay in the second-level cache
@@ -51,20 +52,14 @@ class Sampling(NamedTuple):
     """Sizes of the offsets and of the samples, and how tasks are cut."""
 
     groups: int  # of channels that share offsets
+    channels: int  # of such a group
     taps: int
     points: int
     run: int
+    block: int  # channels of a task that adds to the input's gradient
     masked: bool
     pitch: int  # pixels of a padded row
     plane: int  # pixels of a padded image
-    per_group: int  # channels that a weight sees
-    depth: int  # samples of a point
-    segments: int
-    starts: np.ndarray  # the first segment of each offset group, and behind them the number of segments
-    owners: np.ndarray  # the offset group of each segment
-    channels: np.ndarray  # its first channel
-    counts: np.ndarray  # its channels
-    columns: np.ndarray  # where the samples of its first tap lie in a point's
 
 
 @outlined
@@ -105,46 +100,44 @@ def tabulate(moves, g, s, n, group, tap, first, count, slopes, places, table):
 
 
 @outlined
-def sample_points(x, s, group, tap, channels, count, places, table, y):
+def sample_points(x, s, channels, count, places, table, y):
     """The samples of one tap at each point of a run, for the channels of an offset group."""
     lanes = lanes_of(x)
     for i in range(count):
-        at, t = advance(x, places[i] * channels), advance(table, i * FIELDS)
+        upper, t, target = advance(x, places[i] * channels), advance(table, i * FIELDS), advance(y, i * s.taps * channels)
+        lower = advance(upper, s.pitch * channels)
         a, b, c, d, scale = splat(t, 0), splat(t, 1), splat(t, 2), splat(t, 3), splat(t, 6)
-        for segment in range(s.starts[group], s.starts[group + 1]):
-            upper, size = advance(at, s.channels[segment]), s.counts[segment]
-            lower = advance(upper, s.pitch * channels)
-            target = advance(y, i * s.depth + s.columns[segment] + tap * s.per_group)
-            for k in range(0, size, lanes):
-                left = size - k
-                value = fma(b, load_some(upper, k + channels, left), a * load_some(upper, k, left))
-                value += fma(d, load_some(lower, k + channels, left), c * load_some(lower, k, left))
-                store_some(target, k, scale * value, left)
+        for k in range(0, s.channels, lanes):
+            left = s.channels - k
+            value = fma(b, load_some(upper, k + channels, left), a * load_some(upper, k, left))
+            value += fma(d, load_some(lower, k + channels, left), c * load_some(lower, k, left))
+            store_some(target, k, scale * value, left)
 
 
 @parallel_kernel
 def sample_pixels(x, w, moves, y, constants, scratch, counters, thread, threads):
-    """y (N, L, G, taps, C/G) from the padded x (N, plane, C)."""
+    """y (N, L, taps, C) from the padded x (N, plane, C)."""
     g, s = thawed(constants)
     places, table = as_int64(scratch), advance(scratch, 2 * s.run)
     runs = -(-s.points // s.run)
     for task in shared_out(counters, 1, g.images * runs):
         n, first = task // runs, task % runs * s.run
         count = min(s.run, s.points - first)
-        image, target = advance(x, n * s.plane * g.channels), advance(y, (n * s.points + first) * s.depth)
         for group in range(s.groups):
+            source = advance(x, n * s.plane * g.channels + group * s.channels)
             for tap in range(s.taps):
                 tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
-                sample_points(image, s, group, tap, g.channels, count, places, table, target)
+                target = advance(y, ((n * s.points + first) * s.taps + tap) * g.channels + group * s.channels)
+                sample_points(source, s, g.channels, count, places, table, target)
 
 
 @outlined
-def spread_points(columns, depth, channels, pitch, size, count, places, table, gx):
-    """Add the gradients of a segment's samples to the neighbours of each point, by their weights."""
+def spread_points(columns, s, channels, size, count, places, table, gx):
+    """Add the gradients of one tap's samples, of `size` channels, to the neighbours of each point, by their weights."""
     lanes = lanes_of(gx)
     for i in range(count):
-        upper, t, source = advance(gx, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * depth)
-        lower = advance(upper, pitch * channels)
+        upper, t, source = advance(gx, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * s.taps * channels)
+        lower = advance(upper, s.pitch * channels)
         a, b, c, d, scale = splat(t, 0), splat(t, 1), splat(t, 2), splat(t, 3), splat(t, 6)
         for k in range(0, size, lanes):
             left = size - k
@@ -157,39 +150,38 @@ def spread_points(columns, depth, channels, pitch, size, count, places, table, g
 
 @parallel_kernel
 def spread_pixels(columns, w, moves, gx, constants, scratch, counters, thread, threads):
-    """gx (N, plane, C), padded, which holds zeros, += the gradient of the samples (N, L, G, taps, C/G)."""
+    """gx (N, plane, C), padded, which holds zeros, += the gradient of the samples (N, L, taps, C)."""
     g, s = thawed(constants)
     places, table = as_int64(scratch), advance(scratch, 2 * s.run)
-    for task in shared_out(counters, 1, g.images * s.segments):
-        n, segment = task // s.segments, task % s.segments
-        target = advance(gx, n * s.plane * g.channels + s.channels[segment])
+    blocks = -(-s.channels // s.block)
+    for task in shared_out(counters, 1, g.images * s.groups * blocks):
+        n, group, start = task // (s.groups * blocks), task // blocks % s.groups, task % blocks * s.block
+        channel, size = group * s.channels + start, min(s.block, s.channels - start)
+        target = advance(gx, n * s.plane * g.channels + channel)
         for tap in range(s.taps):
             for first in range(0, s.points, s.run):
                 count = min(s.run, s.points - first)
-                tabulate(moves, g, s, n, s.owners[segment], tap, first, count, False, places, table)
-                source = advance(columns, (n * s.points + first) * s.depth + s.columns[segment] + tap * s.per_group)
-                spread_points(source, s.depth, g.channels, s.pitch, s.counts[segment], count, places, table, target)
+                tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
+                source = advance(columns, ((n * s.points + first) * s.taps + tap) * g.channels + channel)
+                spread_points(source, s, g.channels, size, count, places, table, target)
 
 
 @outlined
-def slope_points(columns, x, s, group, tap, channels, count, places, table, gmoves, mask_row):
+def slope_points(columns, x, s, channels, count, places, table, gmoves, mask_row):
     """The gradients of the moves of one tap at each point of a run: sums over the channels of an offset group."""
     lanes = lanes_of(x)
     for i in range(count):
-        at, t = advance(x, places[i] * channels), advance(table, i * FIELDS)
+        upper, t, source = advance(x, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * s.taps * channels)
+        lower = advance(upper, s.pitch * channels)
         by_y = by_x = by_mask = zero(x)
-        for segment in range(s.starts[group], s.starts[group + 1]):
-            upper, size = advance(at, s.channels[segment]), s.counts[segment]
-            lower = advance(upper, s.pitch * channels)
-            source = advance(columns, i * s.depth + s.columns[segment] + tap * s.per_group)
-            for k in range(0, size, lanes):
-                left = size - k
-                gradient, a, b = load_some(source, k, left), load_some(upper, k, left), load_some(upper, k + channels, left)
-                c, d = load_some(lower, k, left), load_some(lower, k + channels, left)
-                twist = (d - c) - (b - a)
-                by_y = fma(gradient, fma(splat(t, 5), twist, c - a), by_y)
-                by_x = fma(gradient, fma(splat(t, 4), twist, b - a), by_x)
-                by_mask = fma(gradient, fma(splat(t, 0), a, splat(t, 1) * b) + fma(splat(t, 2), c, splat(t, 3) * d), by_mask)
+        for k in range(0, s.channels, lanes):
+            left = s.channels - k
+            gradient, a, b = load_some(source, k, left), load_some(upper, k, left), load_some(upper, k + channels, left)
+            c, d = load_some(lower, k, left), load_some(lower, k + channels, left)
+            twist = (d - c) - (b - a)
+            by_y = fma(gradient, fma(splat(t, 5), twist, c - a), by_y)
+            by_x = fma(gradient, fma(splat(t, 4), twist, b - a), by_x)
+            by_mask = fma(gradient, fma(splat(t, 0), a, splat(t, 1) * b) + fma(splat(t, 2), c, splat(t, 3) * d), by_mask)
         put(gmoves, i, total(by_y) * get(t, 6))
         put(gmoves, s.points + i, total(by_x) * get(t, 6))
         if s.masked:
@@ -198,21 +190,21 @@ def slope_points(columns, x, s, group, tap, channels, count, places, table, gmov
 
 @parallel_kernel
 def slopes(columns, x, moves, gmoves, constants, scratch, counters, thread, threads):
-    """Gradients of the moves from that of the samples (N, L, G, taps, C/G) and the padded x."""
+    """Gradients of the moves from that of the samples (N, L, taps, C) and the padded x."""
     g, s = thawed(constants)
     places, table = as_int64(scratch), advance(scratch, 2 * s.run)
     runs = -(-s.points // s.run)
     for task in shared_out(counters, 1, g.images * runs):
         n, first = task // runs, task % runs * s.run
         count = min(s.run, s.points - first)
-        image, source = advance(x, n * s.plane * g.channels), advance(columns, (n * s.points + first) * s.depth)
         for group in range(s.groups):
+            image = advance(x, n * s.plane * g.channels + group * s.channels)
             for tap in range(s.taps):
                 tabulate(moves, g, s, n, group, tap, first, count, True, places, table)
                 row = (n * s.groups + group) * s.taps + tap
+                source = advance(columns, ((n * s.points + first) * s.taps + tap) * g.channels + group * s.channels)
                 mask_row = advance(gmoves, (g.images * s.groups * s.taps * 2 + row) * s.points + first)
-                slope_points(source, image, s, group, tap, g.channels, count, places, table,
-                             advance(gmoves, row * 2 * s.points + first), mask_row)
+                slope_points(source, image, s, g.channels, count, places, table, advance(gmoves, row * 2 * s.points + first), mask_row)
 
 
 class DeformableKernels(NamedTuple):
@@ -227,22 +219,15 @@ def deformable_kernels(problem: Problem, groups: int, masked: bool) -> Deformabl
     """The kernels for the shapes of a forward convolution, and `groups` of channels that share offsets."""
     p = problem
     g: Windows = windows_of(p)
-    lanes, tasks = lane_count(p.dtype), -(-2 * num_threads() // p.batch)
-    parallel = p.batch * p.in_channels * math.prod(p.kernel_size) * math.prod(p.output_size) > RUN * RUN
-    bound = []
-    for kernel, run, width in ((sample_pixels, RUN, p.in_channels), (spread_pixels, LONG_RUN, -(-p.in_channels // (tasks * lanes)) * lanes),
-                               (slopes, RUN, p.in_channels)):
-        s = _sampling(p, groups, masked, run, width)
-        bound.append(kernel.bind(p.dtype, (g, s), scratch=s.run * (2 + FIELDS), parallel=parallel))
-    return DeformableKernels(*bound)
-
-
-def _sampling(p: Problem, groups: int, masked: bool, run: int, width: int) -> Sampling:
-    """The sizes of a problem, with segments of at most `width` channels."""
-    taps, points, per_group, shared = math.prod(p.kernel_size), math.prod(p.output_size), p.group_in, p.in_channels // groups
-    channels = np.array([c for c in range(p.in_channels) if c % per_group == 0 or c % shared == 0 or c % shared % width == 0])
-    owners = channels // shared
+    taps, points, channels, lanes = math.prod(p.kernel_size), math.prod(p.output_size), p.in_channels // groups, lane_count(p.dtype)
     rows, pitch = p.input_size[1] + 4, p.input_size[2] + 2  # a border of one, and two rows for samples outside
-    return Sampling(groups, taps, points, max(1, min(run, points)), masked, pitch, rows * pitch, per_group, taps * p.in_channels,
-                    len(channels), np.searchsorted(owners, np.arange(groups + 1)), owners, channels,
-                    np.diff(np.append(channels, p.in_channels)), channels // per_group * taps * per_group + channels % per_group)
+    parts = -(-2 * num_threads() // (p.batch * groups))
+    block = max(1, -(-channels // (parts * lanes))) * lanes
+    parallel = p.batch * p.in_channels * taps * points > RUN * RUN
+
+    def bound(kernel: ParallelKernel, longest: int) -> BoundKernel:
+        run = min(longest, points)
+        s = Sampling(groups, channels, taps, points, run, block, masked, pitch, rows * pitch)
+        return kernel.bind(p.dtype, (g, s), scratch=run * (2 + FIELDS), parallel=parallel)
+
+    return DeformableKernels(bound(sample_pixels, RUN), bound(spread_pixels, LONG_RUN), bound(slopes, RUN))
