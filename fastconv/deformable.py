@@ -257,7 +257,7 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
     if layout == "NCHW":
         gx, gw = np.moveaxis(gx, -1, 1), gw.transpose(3, 2, 0, 1)
     else:
-        goffset, gmask = (None if gradient is None else np.moveaxis(gradient, 1, -1) for gradient in (goffset, gmask))
+        goffset, gmask = np.moveaxis(goffset, 1, -1), None if gmask is None else np.moveaxis(gmask, 1, -1)
 
     def as_given(gradient: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(gradient[0] if operands.single else gradient, operands.result)
