@@ -22,6 +22,18 @@ LAYERS = {
     "adaptive avg 6 8x256x13x13": ("adaptive_avg_pool2d", (8, 256, 13, 13), (6,)),
     "adaptive max 6 8x256x13x13": ("adaptive_max_pool2d", (8, 256, 13, 13), (6,)),
     "max 2x2 64x16x10x10": ("max_pool2d", (64, 16, 10, 10), (2,)),
+    "avg 3x3 /2 1x64x112x112": ("avg_pool2d", (1, 64, 112, 112), (3, 2, 1)),
+    "avg 2x2 1x128x56x56": ("avg_pool2d", (1, 128, 56, 56), (2,)),
+    "max 5x5 1x256x20x20": ("max_pool2d", (1, 256, 20, 20), (5, 1, 2)),
+    "lp 3 32x64x3136": ("lp_pool1d", (32, 64, 3136), (2, 3)),
+    "lp 2x2x2 4x32x16x28x28": ("lp_pool3d", (4, 32, 16, 28, 28), (2, 2)),
+    "max 3x3x3 /2 1x64x16x56x56": ("max_pool3d", (1, 64, 16, 56, 56), (3, 2, 1)),
+    "avg 3x3x3 /2 1x64x16x56x56": ("avg_pool3d", (1, 64, 16, 56, 56), (3, 2, 1)),
+    "adaptive avg 16 32x64x100": ("adaptive_avg_pool1d", (32, 64, 100), (16,)),
+    "adaptive max 16 32x64x100": ("adaptive_max_pool1d", (32, 64, 100), (16,)),
+    "adaptive avg 4 4x64x9x18x18": ("adaptive_avg_pool3d", (4, 64, 9, 18, 18), (4,)),
+    "adaptive max 4 4x64x9x18x18": ("adaptive_max_pool3d", (4, 64, 9, 18, 18), (4,)),
+    "adaptive avg 7 1x512x14x14": ("adaptive_avg_pool2d", (1, 512, 14, 14), (7,)),
     "tiny": ("max_pool2d", (1, 2, 4, 4), (2,)),
 }
 

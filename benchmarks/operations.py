@@ -10,6 +10,7 @@ both passes. Channels last is `torch.channels_last` to PyTorch. Results are comp
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -40,7 +41,8 @@ class Row(NamedTuple):
         return f"{self.operation} {'x'.join(map(str, self.shape))} {self.options} {self.layout} {self.which}"
 
 
-OTHERS = (("unfold", (8, 32, 56, 56), (3, 1, 1)), ("unfold", (8, 32, 56, 56), (2, 1, 0, 2)), ("fold", (8, 288, 3136), ((56, 56), 3, 1, 1)),
+OTHERS = (("max_unpool2d", (32, 64, 28, 28), (2,)), ("max_unpool3d", (4, 32, 8, 14, 14), (2,)), ("max_unpool1d", (32, 64, 1568), (2,)),
+          ("unfold", (8, 32, 56, 56), (3, 1, 1)), ("unfold", (8, 32, 56, 56), (2, 1, 0, 2)), ("fold", (8, 288, 3136), ((56, 56), 3, 1, 1)),
           ("linear", (1, 1024), (1000,)), ("linear", (1, 4096), (4096,)), ("linear", (64, 1024), (1000,)),
           ("locally_connected2d", (16, 16, 28, 28), (32, 3)), ("locally_connected2d", (1, 64, 14, 14), (64, 3)),
           ("deform_conv2d", (1, 64, 56, 56), (64, 3)), ("deform_conv2d", (4, 64, 28, 28), (64, 3)))
@@ -50,9 +52,11 @@ ROWS += [Row(*other, "NCHW", which) for other in OTHERS for which in PASSES]
 
 
 def _operands(row: Row) -> list[np.ndarray]:
-    """What the row works on: x, and where it has them weights, then the offsets and the mask of a deformable convolution."""
+    """What the row works on: x, and where it has them indices, or weights, then the offsets and the mask of a deformable convolution."""
     rng = np.random.default_rng(0)
     shapes = [row.shape]
+    if row.operation.startswith("max_unpool"):
+        return [rng.standard_normal(row.shape, dtype=np.float32), _places(rng, row.shape, *row.options)]
     if row.operation == "linear":
         shapes.append((row.options[0], row.shape[1]))
     elif row.operation in WEIGHTED:
@@ -63,6 +67,16 @@ def _operands(row: Row) -> list[np.ndarray]:
         else:
             shapes.append((outputs, channels, k, k, size[0] - k + 1, size[1] - k + 1))
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
+def _places(rng: np.random.Generator, shape: tuple[int, ...], k: int) -> np.ndarray:
+    """Where the largest elements lie in planes of random numbers that were pooled to a shape by windows of k points an axis."""
+    size = tuple(k * n for n in shape[2:])
+    points = [k * np.arange(n) + rng.integers(0, k, shape) for n in shape[-1:]]
+    for axis in range(len(size) - 2, -1, -1):
+        start = k * np.arange(shape[2 + axis]).reshape(-1, *[1] * (len(size) - 1 - axis))
+        points.append((start + rng.integers(0, k, shape)) * int(np.prod(size[axis + 1:])))
+    return sum(points[1:], points[0])
 
 
 # -- one function per library: the row as a call ----------------------------------------------------------------------------
@@ -94,6 +108,7 @@ def _passes(row: Row, x: np.ndarray, *others: np.ndarray) -> Callable[[], tuple[
 
     infer = _inference(row, x, *others)
     backward: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        **{f"max_unpool{n}d": functools.partial(_unpool_gradient, row, others) for n in (1, 2, 3)},
         "unfold": lambda gy: fc.unfold_backward(gy, x.shape, *row.options),
         "fold": lambda gy: fc.fold_backward(gy, *row.options[1:]),
         "linear": lambda gy: fc.linear_backward(gy, x, *others, bias=False)[0],
@@ -106,6 +121,12 @@ def _passes(row: Row, x: np.ndarray, *others: np.ndarray) -> Callable[[], tuple[
     return lambda: layer.forward(x)
 
 
+def _unpool_gradient(row: Row, others: tuple[np.ndarray, ...], gy: np.ndarray) -> np.ndarray:
+    import fastconv as fc
+
+    return getattr(fc, f"{row.operation}_backward")(gy, *others)
+
+
 def _inference(row: Row, x: np.ndarray, *others: np.ndarray) -> Call:
     import fastconv as fc
 
@@ -114,7 +135,7 @@ def _inference(row: Row, x: np.ndarray, *others: np.ndarray) -> Call:
         w, offset, mask = others
         return lambda: function(x, offset, w, padding=1, mask=mask)
     if others:
-        return lambda: function(x, *others)
+        return lambda: function(x, *others, *(row.options if row.operation.startswith("max_unpool") else ()))
     if row.operation in ("unfold", "fold"):
         return lambda: function(x, *row.options)
     return lambda: function(x, *row.options, layout=row.layout)
@@ -143,13 +164,12 @@ def _torch(row: Row, threads: int) -> Call | None:
                 return function(*inputs).numpy()
 
         return infer
-    for tensor in inputs:
-        tensor.requires_grad_()
+    learned = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
     y = function(*inputs)
     gy = torch.ones_like(y)
 
     def backward(y: Any, keep: bool) -> np.ndarray:
-        return torch.autograd.grad(y, inputs, gy, retain_graph=keep)[0].numpy()
+        return torch.autograd.grad(y, learned, gy, retain_graph=keep)[0].numpy()
 
     return (lambda: backward(y, True)) if row.which == "backward" else lambda: backward(function(*inputs), False)
 
@@ -177,7 +197,7 @@ def _torch_function(row: Row) -> Callable[..., Any] | None:
     if row.operation.startswith("global"):
         name = "adaptive_avg_pool2d" if "avg" in row.operation else "adaptive_max_pool2d"
         return lambda x: getattr(functional, name)(x, 1)
-    return lambda x: getattr(functional, row.operation)(x, *row.options)
+    return lambda *inputs: getattr(functional, row.operation)(*inputs, *row.options)
 
 
 LIBRARIES: Libraries = {"fastconv": (_fastconv, ()), "torch": (_torch, ("torch",))}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import wisdom
-from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype
+from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype, is_plain
 from .asking import Choice, asked_backend, current_choice
 from .backends._scratch import reused_operands
 from .dispatcher import Plan, plan
@@ -211,13 +211,20 @@ def _terms(problem: Problem) -> int:
     return problem.batch * math.prod(problem.output_size)
 
 
+@functools.cache
+def _channel_sums() -> Callable[..., Any]:
+    """The function `channel_sums`; importing it imports Numba."""
+    from .backends._sums import channel_sums
+
+    return channel_sums
+
+
 def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
     """The sum of gy over all but its channels."""
     axis = _channel_axis(gy.shape, ndim, layout)
-    if gy.size and gy.dtype.name == dtype.name in ("float32", "float64"):
-        from .backends._sums import channel_sums
-
-        return channel_sums(gy.shape, axis, dtype)(as_operand(gy, dtype, gy.shape))
+    if gy.size and gy.dtype == dtype and dtype in (FLOAT32, FLOAT64):
+        sums = _channel_sums()(gy.shape, axis, dtype)
+        return sums(gy if is_plain(gy) else as_operand(gy, dtype, gy.shape))
     with np.errstate(invalid="ignore", over="ignore"):
         return gy.sum(axis=tuple(i for i in range(gy.ndim) if i != axis), dtype=dtype)
 
@@ -319,8 +326,6 @@ class ReadyBackward:
 
     def __init__(self, ndim: int, gy: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...] | None, dtype: np.dtype, options: Options,
                  backend: str | None, bias: bool, transposed: tuple[Any] | None):
-        from .backends._sums import channel_sums
-
         if w is None or (bias and 0 in gy):
             raise ValueError("w or gy")
         shape = _batched_shape(x, ndim)
@@ -335,7 +340,7 @@ class ReadyBackward:
         else:
             self._grad_input = _single_call("grad_input", ndim, gy, w, None, dtype, options, backend, shape)
             self._grad_weight = _single_call("grad_weight", ndim, x, gy, None, dtype, options, backend, w)
-        self._sums = channel_sums(gy, _channel_axis(gy, ndim, options.layout), dtype) if bias else None
+        self._sums = _channel_sums()(gy, _channel_axis(gy, ndim, options.layout), dtype) if bias else None
 
     def __call__(self, gy: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         gx = self._grad_input(gy, w, None)

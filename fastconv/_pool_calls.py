@@ -12,6 +12,7 @@ from ._arrays import as_array, as_operand, check_out
 from ._calls import CALLS_KEPT, FLOAT32, READY_FLAGS, check_shape, frozen, shape_of
 from ._checks import check_name
 from ._windows import Windows
+from .backends._scratch import empty
 
 if TYPE_CHECKING:
     from .backends._simd import BoundKernel
@@ -69,7 +70,7 @@ class Ready:
     def __call__(self, x: np.ndarray, w: np.ndarray | None = None, out: np.ndarray | None = None,
                  third: np.ndarray | None = None) -> np.ndarray:
         """`w` is the kernel's second operand, `third` the next; only their memory counts."""
-        y = np.empty(self.shape, self.dtype) if out is None else out
+        y = empty(self.shape, self.dtype) if out is None else out
         unused = self._unused
         if self._kernel is not None and self._kernel(x, unused if w is None else w, unused if third is None else third, y):
             raise ValueError("indices must lie in the plane, or for flat_indices=True in the array, that was pooled")
@@ -293,6 +294,10 @@ def norms(ndim: int, x: Any, norm_type: Any, convention: Any, geometry: Geometry
 def norm_gradient(ndim: int, gy: Any, x: Any, y: Any, norm_type: Any, convention: Any, geometry: Geometry) -> np.ndarray:
     """The gradient of the norms y of the windows of x; they are taken again where they are not given."""
     p, extra = _power(norm_type, convention)
+    if p == 2 and is_ready(x, FLOAT32) and is_ready(y, FLOAT32) and is_ready(gy, FLOAT32):
+        known = _backward("root", ndim, x.shape, FLOAT32, extra, *geometry)
+        if known.source == gy.shape == y.shape:
+            return known(gy, y, None, x)
     x = as_array("x", x)
     y = norms(ndim, x, norm_type, convention, geometry) if y is None else y
     if p == 2:

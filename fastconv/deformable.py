@@ -12,6 +12,7 @@ import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
 from ._calls import batched, bias_gradient, check_shape, frozen, make_options
+from .backends._scratch import empty
 from .conv import conv2d, conv2d_grad_input, conv2d_grad_weight
 from .problem import Options, Problem
 
@@ -30,11 +31,19 @@ class _Deformable:
         self.taps = math.prod(problem.kernel_size)
         self.points = math.prod(problem.output_size)
         image = problem.in_channels * self.taps * self.points * problem.itemsize
+        p = problem
+        joined = 1 if p.groups > 1 else self.taps  # taps that count as channels
+        self.weight_shape = (1, self.taps // joined, joined * p.group_in, p.out_channels)
+        self.options = {"groups": p.groups, "layout": "NHWC", "stride": self.weight_shape[:2]}
         self.images = max(1, min(problem.batch, COLUMNS_BYTES // max(1, image)))
 
     def kernels(self, images: int) -> Any:
         """The kernels for so many images."""
         return _kernels(self.problem, images, self.groups, self.masked)
+
+    def columns_shape(self, images: int) -> tuple[int, ...]:
+        """That of the samples of so many images, as the input of the convolution."""
+        return images, self.points, self.weight_shape[1], self.problem.in_channels * self.taps // self.weight_shape[1]
 
     def chunks(self) -> Iterator[slice]:
         """The images, a few at a time."""
@@ -50,7 +59,10 @@ def _kernels(problem: Problem, images: int, groups: int, masked: bool) -> Any:
 
 
 class _Operands(NamedTuple):
-    """The operands of a call, channels first and computed in one dtype; w as the weights of a 1x1 convolution of the samples."""
+    """The operands of a call, computed in one dtype: x with channels last, the offset and the mask with channels first.
+
+    w are the weights of a convolution of the samples: of kernel (1, taps) with groups, else of 1x1, as its shape says.
+    """
 
     made: _Deformable
     x: np.ndarray
@@ -89,7 +101,7 @@ def _deformable(x_shape: tuple[int, ...], w_shape: tuple[int, ...], offset_shape
 
 def _operands(x: Any, offset: Any, w: Any, mask: Any, stride: Any, padding: Any, dilation: Any, groups: Any, offset_groups: Any,
               layout: str, **more: np.ndarray) -> _Operands:
-    """Check the operands of a call and bring them to channels first."""
+    """Check the operands of a call and bring them to their forms."""
     x, single = batched("x", as_array("x", x), 2)
     offset, w = as_array("offset", offset), as_array("w", w)
     mask = None if mask is None else as_array("mask", mask)
@@ -104,9 +116,8 @@ def _operands(x: Any, offset: Any, w: Any, mask: Any, stride: Any, padding: Any,
     computed, result = common_dtype(x=x, offset=offset, w=w, **({} if mask is None else {"mask": mask}), **more)
     made = _deformable(x.shape, w.shape, offset.shape, None if mask is None else mask.shape, computed.name, options,
                        frozen(offset_groups, "offset_groups"))
-    outputs, per_group = w.shape[:2]
-    return _Operands(made, as_operand(x, computed, x.shape), as_operand(offset, computed, offset.shape),
-                     as_operand(w, computed, (outputs, per_group * made.taps, 1, 1)),
+    return _Operands(made, np.moveaxis(x, 1, -1).astype(computed, copy=False), as_operand(offset, computed, offset.shape),
+                     as_operand(w.transpose(2, 3, 1, 0), computed, made.weight_shape),
                      None if mask is None else as_operand(mask, computed, mask.shape), result, single)
 
 
@@ -118,19 +129,16 @@ def _moves(operands: _Operands, images: slice) -> np.ndarray:
 
 
 def _padded(x: np.ndarray) -> np.ndarray:
-    """Planes in a border of one, with two rows of zeros behind it where samples outside lie; flat."""
-    batch, channels, height, width = x.shape
-    padded = np.zeros((batch, channels, height + 4, width + 2), x.dtype)
-    padded[:, :, 1:height + 1, 1:width + 1] = x
+    """Pixels in a border of one, with two rows of zeros behind it where samples outside lie; flat."""
+    batch, height, width, channels = x.shape
+    padded = np.zeros((batch, height + 4, width + 2, channels), x.dtype)
+    padded[:, 1:height + 1, 1:width + 1] = x
     return padded.reshape(-1)
 
 
-def _samples(operands: _Operands, images: slice, padded: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """The samples of some images, as the input of a 1x1 convolution (N, C taps, Ho, Wo)."""
-    made, count = operands.made, images.stop - images.start
-    p = made.problem
-    columns = np.empty((count, p.in_channels * made.taps, *p.output_size[1:]), padded.dtype)
-    made.kernels(count).sample(padded, padded, moves, columns.reshape(-1))
+def _samples(made: _Deformable, padded: np.ndarray, moves: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The samples of some images, written to as many of `columns`."""
+    made.kernels(len(columns)).sample(padded, padded, moves, columns.reshape(-1))
     return columns
 
 
@@ -159,7 +167,7 @@ def deform_conv2d(x: Any, offset: Any, w: Any, bias: Any = None, *, stride: Any 
     groups, offset_groups : int, optional
         Groups of channels that share weights' outputs, and offsets; the shapes of w and offset say both.
     layout : {"NCHW", "NHWC"}
-        Channels first or last; the latter is copied to the former.
+        Channels first or last; x and the result of the former are copied from and to the latter.
 
     Returns
     -------
@@ -185,16 +193,18 @@ def deform_conv2d(x: Any, offset: Any, w: Any, bias: Any = None, *, stride: Any 
     equation 1, for the mask. The arguments are torchvision's.
     """
     operands = _operands(x, offset, w, mask, stride, padding, dilation, groups, offset_groups, layout)
-    p = operands.made.problem
+    made, p = operands.made, operands.made.problem
     added = None if bias is None else as_bias(bias, p.out_channels, operands.x.dtype)
-    y = np.empty(p.public_shape(p.output_shape), operands.x.dtype)
+    y = np.empty((p.batch, made.points, 1, p.out_channels), operands.x.dtype)
     if operands.x.size == 0 or operands.w.size == 0:
-        y[...] = 0 if added is None else added[:, None, None]
+        y[...] = 0 if added is None else added
     else:
-        for images in operands.made.chunks():
-            samples = _samples(operands, images, _padded(operands.x[images]), _moves(operands, images))
-            conv2d(samples, operands.w, added, groups=p.groups, out=y[images])
-    y = y if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(y, 1, -1))
+        columns = empty(made.columns_shape(made.images), y.dtype)
+        for images in made.chunks():
+            samples = _samples(made, _padded(operands.x[images]), _moves(operands, images), columns[:images.stop - images.start])
+            conv2d(samples, operands.w, added, out=y[images], **made.options)
+    y = y.reshape(p.batch, *p.output_size[1:], p.out_channels)
+    y = y if layout == "NHWC" else np.ascontiguousarray(np.moveaxis(y, -1, 1))
     return (y[0] if operands.single else y).astype(operands.result, copy=False)
 
 
@@ -234,39 +244,42 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
     gy = gy[np.newaxis] if operands.single else gy
     gy = np.moveaxis(gy, -1, 1) if layout == "NHWC" and gy.ndim == 4 else gy
     check_shape("gy", gy.shape, p.public_shape(p.output_shape))
-    gy = as_operand(gy, x.dtype, gy.shape)
-    gx, goffset, gw = np.zeros_like(x), np.zeros_like(operands.offset), np.zeros_like(weights)
+    gy = np.ascontiguousarray(np.moveaxis(gy, 1, -1), x.dtype)
+    gx, goffset, gw = np.zeros(x.shape, x.dtype), np.zeros_like(operands.offset), np.zeros_like(weights)
     gmask = None if operands.mask is None else np.zeros_like(operands.mask)
     if gy.size and x.size:
+        columns, spread = (empty(made.columns_shape(made.images), x.dtype) for _ in range(2))
         for images in made.chunks():
-            _backward_images(operands, gy, images, gx, goffset, gw, gmask)
-    gw = gw.reshape(p.out_channels, p.group_in, *p.kernel_size[1:])
-    gb = bias_gradient(gy, 2, "NCHW", x.dtype) if bias else None
-    if layout == "NHWC":
-        gw = gw.transpose(2, 3, 1, 0)
+            count = images.stop - images.start
+            _backward_images(operands, gy, images, (columns[:count], spread[:count]), gx, goffset, gw, gmask)
+    gw = gw.reshape(*p.kernel_size[1:], p.group_in, p.out_channels)
+    gb = bias_gradient(gy, 2, "NHWC", x.dtype) if bias else None
+    if layout == "NCHW":
+        gx, gw = np.moveaxis(gx, -1, 1), gw.transpose(3, 2, 0, 1)
+    else:
+        goffset, gmask = np.moveaxis(goffset, 1, -1), None if gmask is None else np.moveaxis(gmask, 1, -1)
 
     def as_given(gradient: np.ndarray) -> np.ndarray:
-        gradient = np.moveaxis(gradient, 1, -1) if layout == "NHWC" else gradient
         return np.ascontiguousarray(gradient[0] if operands.single else gradient, operands.result)
 
     return (as_given(gx), as_given(goffset), np.ascontiguousarray(gw, operands.result),
             None if gb is None else gb.astype(operands.result, copy=False), None if gmask is None else as_given(gmask))
 
 
-def _backward_images(operands: _Operands, gy: np.ndarray, images: slice, gx: np.ndarray, goffset: np.ndarray, gw: np.ndarray,
-                     gmask: np.ndarray | None) -> None:
-    """The gradients of some images; that of the weights is added to."""
+def _backward_images(operands: _Operands, gy: np.ndarray, images: slice, columns: tuple[np.ndarray, np.ndarray], gx: np.ndarray,
+                     goffset: np.ndarray, gw: np.ndarray, gmask: np.ndarray | None) -> None:
+    """The gradients of some images; that of the weights is added to. `columns` take the samples and their gradient."""
     made, weights = operands.made, operands.w
     p, kernels = made.problem, made.kernels(images.stop - images.start)
     padded, moves = _padded(operands.x[images]), _moves(operands, images)
-    samples = _samples(operands, images, padded, moves)
-    gw += conv2d_grad_weight(gy[images], samples, weights.shape, groups=p.groups)
-    spread = conv2d_grad_input(gy[images], weights, samples.shape, groups=p.groups).reshape(-1)
-    gpadded, gmoves = np.empty_like(padded), np.empty_like(moves)
+    samples, gy = _samples(made, padded, moves, columns[0]), gy[images].reshape(-1, made.points, 1, p.out_channels)
+    gw += conv2d_grad_weight(gy, samples, weights.shape, **made.options)
+    spread = conv2d_grad_input(gy, weights, samples.shape, out=columns[1], **made.options).reshape(-1)
+    gpadded, gmoves = np.zeros_like(padded), np.empty_like(moves)
     kernels.spread(spread, spread, moves, gpadded)
     kernels.slopes(spread, padded, moves, gmoves)
     height, width = p.input_size[1:]
-    gx[images] = gpadded.reshape(-1, p.in_channels, height + 4, width + 2)[:, :, 1:height + 1, 1:width + 1]
+    gx[images] = gpadded.reshape(-1, height + 4, width + 2, p.in_channels)[:, 1:height + 1, 1:width + 1]
     count = goffset[images].size
     goffset[images] = gmoves[:count].reshape(goffset[images].shape)
     if gmask is not None:

@@ -195,6 +195,20 @@ def test_wrong_data():
         nn.fit(model, x, y + 1, optimizer=nn.SGD(model, lr=0.1), progress=False)
 
 
+@pytest.mark.parametrize("where", ["label", "validation label", "image", "validation image"])
+def test_samples_that_do_not_fit_change_nothing(where):
+    """A label out of range in the last batch of several, or images of a wrong size: found before parameters or statistics move."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, rng=0), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4, rng=1))
+    before = pickle.loads(pickle.dumps(model))
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((12, 1, 6, 6), dtype=np.float32), rng.integers(0, 4, 12)
+    bad = (rng.standard_normal((12, 1, 7, 7), dtype=np.float32), y) if "image" in where else (x, np.append(y[:-1], 4))
+    fitted, held_out = ((x, y), bad) if "validation" in where else (bad, (x, y))
+    with pytest.raises(ValueError, match="Linear.*must have shape" if "image" in where else "labels must lie in 0 ... 3, got 4"):
+        nn.fit(model, *fitted, optimizer=nn.SGD(model, lr=0.1), validation=held_out, batch_size=4, epochs=1, progress=False)
+    same(model, before)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run():
     model = nn.Linear(6, 2, rng=0)
     x, y = task()

@@ -1,13 +1,16 @@
 """The samples of a deformable convolution, and the gradients of its input, offsets and mask.
 
-A sample reads four neighbours, weighted bilinearly, of a place that is the same for all channels of an offset group. Its
-place and weights are computed once, into tables of a run of points, and then serve a block of the group's channels. Planes
-come with a border of zeros, so that no neighbour needs a test and a NaN elsewhere does not spread.
+A sample reads four neighbours, weighted bilinearly, of a place that is the same for all channels of an offset group. Places
+and weights are computed once, into tables of a run of points, and then serve the group's channels, which lie last: a vector
+is some channels of a pixel. Pixels come in a border of zeros, so that no neighbour needs a test and a NaN elsewhere does not
+spread.
 
-The samples are the columns (N, C, taps, L) that a 1x1 convolution multiplies by the weights. The gradient of the input adds
-to four places of a plane, so that its tasks are blocks of channels; offsets' and mask's sum over channels, so that theirs
-are runs of points. Offsets and mask are one array, `moves`: all offsets (N, groups, taps, 2, L), then the mask (N, groups,
-taps, L) if there is one.
+The samples (N, L, taps, C) are rows of pixels that a convolution of kernel (1, taps) multiplies by the weights. The gradient
+of the input adds to four pixels, so that its tasks are blocks of channels; offsets' and mask's sum over channels, so that
+theirs are runs of points. Offsets and mask are one array, `moves`: all offsets (N, groups, taps, 2, L), then the mask (N,
+groups, taps, L) if there is one.
+
+Tried: channels first, the points of a plane one by one, took four to six times as long for 64 channels.
 """
 
 from __future__ import annotations
@@ -18,28 +21,45 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._jit import inlined, outlined
-from ._simd import BoundKernel, advance, as_int64, get, next_task, parallel_kernel, put, thawed, zero_element
-from ._unfolding import Windows, clear_run, windows_of
+from ._jit import num_threads, outlined
+from ._local import load_some, store_some
+from ._simd import (
+    BoundKernel,
+    advance,
+    as_int64,
+    fma,
+    get,
+    lane_count,
+    lanes_of,
+    parallel_kernel,
+    put,
+    shared_out,
+    splat,
+    thawed,
+    total,
+    zero,
+    zero_element,
+)
+from ._simd.threads import ParallelKernel
+from ._unfolding import Windows, windows_of
 
-RUN = 512  # points whose places and weights are tabulated at once: 20 KiB in the first-level cache
-CHANNELS = 16  # channels of a task, which share the tables
+RUN = 64  # points of a task: with 576 channels and taps their samples take 150 KB, which stay in the second-level cache
+LONG_RUN = 512  # points tabulated at once where samples are read: 20 KiB in the first-level cache
 FIELDS = 8  # of a point: weights of the four neighbours, fractions y and x, mask, unused
-SUMS = 3  # of a point: gradients of y, x and the mask
 
 
 class Sampling(NamedTuple):
-    """Sizes of the offsets, and how tasks are cut."""
+    """Sizes of the offsets and of the samples, and how tasks are cut."""
 
     groups: int  # of channels that share offsets
     channels: int  # of such a group
     taps: int
     points: int
     run: int
-    block: int  # channels of a task
+    block: int  # channels of a task that adds to the input's gradient
     masked: bool
-    pitch: int  # of a row of a padded plane
-    plane: int  # elements of a padded plane
+    pitch: int  # pixels of a padded row
+    plane: int  # pixels of a padded image
 
 
 @outlined
@@ -79,115 +99,112 @@ def tabulate(moves, g, s, n, group, tap, first, count, slopes, places, table):
         put(to, 6, scale)
 
 
-@inlined
-def task_of(s, blocks, task):
-    """(image, group, first channel, channels) of a task of a block of channels."""
-    block, group, n = task % blocks, task // blocks % s.groups, task // (blocks * s.groups)
-    return n, group, group * s.channels + block * s.block, min(s.block, s.channels - block * s.block)
-
-
 @outlined
-def sample_run(target, plane, s, count, places, table):
-    """target[i] = the sample of a plane at each point."""
+def sample_points(x, s, channels, count, places, table, y):
+    """The samples of one tap at each point of a run, for the channels of an offset group."""
+    lanes = lanes_of(x)
     for i in range(count):
-        at, t = advance(plane, places[i]), advance(table, i * FIELDS)
-        value = (get(t, 0) * get(at, 0) + get(t, 1) * get(at, 1)) + (get(t, 2) * get(at, s.pitch) + get(t, 3) * get(at, s.pitch + 1))
-        put(target, i, get(t, 6) * value)
+        upper, t, target = advance(x, places[i] * channels), advance(table, i * FIELDS), advance(y, i * s.taps * channels)
+        lower = advance(upper, s.pitch * channels)
+        a, b, c, d, scale = splat(t, 0), splat(t, 1), splat(t, 2), splat(t, 3), splat(t, 6)
+        for k in range(0, s.channels, lanes):
+            left = s.channels - k
+            value = fma(b, load_some(upper, k + channels, left), a * load_some(upper, k, left))
+            value += fma(d, load_some(lower, k + channels, left), c * load_some(lower, k, left))
+            store_some(target, k, scale * value, left)
 
 
 @parallel_kernel
-def sample_planes(x, w, moves, y, constants, scratch, counters, thread, threads):
-    """y (N, C, taps, L) from the padded x (N, C, plane)."""
+def sample_pixels(x, w, moves, y, constants, scratch, counters, thread, threads):
+    """y (N, L, taps, C) from the padded x (N, plane, C)."""
+    g, s = thawed(constants)
+    places, table = as_int64(scratch), advance(scratch, 2 * s.run)
+    runs = -(-s.points // s.run)
+    for task in shared_out(counters, 1, g.images * runs):
+        n, first = task // runs, task % runs * s.run
+        count = min(s.run, s.points - first)
+        for group in range(s.groups):
+            source = advance(x, n * s.plane * g.channels + group * s.channels)
+            for tap in range(s.taps):
+                tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
+                target = advance(y, ((n * s.points + first) * s.taps + tap) * g.channels + group * s.channels)
+                sample_points(source, s, g.channels, count, places, table, target)
+
+
+@outlined
+def spread_points(columns, s, channels, size, count, places, table, gx):
+    """Add the gradients of one tap's samples, of `size` channels, to the neighbours of each point, by their weights."""
+    lanes = lanes_of(gx)
+    for i in range(count):
+        upper, t, source = advance(gx, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * s.taps * channels)
+        lower = advance(upper, s.pitch * channels)
+        a, b, c, d, scale = splat(t, 0), splat(t, 1), splat(t, 2), splat(t, 3), splat(t, 6)
+        for k in range(0, size, lanes):
+            left = size - k
+            value = scale * load_some(source, k, left)
+            store_some(upper, k, fma(a, value, load_some(upper, k, left)), left)
+            store_some(upper, k + channels, fma(b, value, load_some(upper, k + channels, left)), left)
+            store_some(lower, k, fma(c, value, load_some(lower, k, left)), left)
+            store_some(lower, k + channels, fma(d, value, load_some(lower, k + channels, left)), left)
+
+
+@parallel_kernel
+def spread_pixels(columns, w, moves, gx, constants, scratch, counters, thread, threads):
+    """gx (N, plane, C), padded, which holds zeros, += the gradient of the samples (N, L, taps, C)."""
     g, s = thawed(constants)
     places, table = as_int64(scratch), advance(scratch, 2 * s.run)
     blocks = -(-s.channels // s.block)
-    while True:
-        task = next_task(counters)
-        if task >= g.images * s.groups * blocks:
-            break
-        n, group, channel, channels = task_of(s, blocks, task)
+    for task in shared_out(counters, 1, g.images * s.groups * blocks):
+        n, group, start = task // (s.groups * blocks), task // blocks % s.groups, task % blocks * s.block
+        channel, size = group * s.channels + start, min(s.block, s.channels - start)
+        target = advance(gx, n * s.plane * g.channels + channel)
         for tap in range(s.taps):
             for first in range(0, s.points, s.run):
                 count = min(s.run, s.points - first)
                 tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
-                for c in range(channel, channel + channels):
-                    plane = n * g.channels + c
-                    target = advance(y, (plane * s.taps + tap) * s.points + first)
-                    sample_run(target, advance(x, plane * s.plane), s, count, places, table)
+                source = advance(columns, ((n * s.points + first) * s.taps + tap) * g.channels + channel)
+                spread_points(source, s, g.channels, size, count, places, table, target)
 
 
 @outlined
-def spread_run(plane, source, s, count, places, table):
-    """Add source[i] to the neighbours of each point, by their weights."""
+def slope_points(columns, x, s, channels, count, places, table, gmoves, mask_row):
+    """The gradients of the moves of one tap at each point of a run: sums over the channels of an offset group."""
+    lanes = lanes_of(x)
     for i in range(count):
-        at, t = advance(plane, places[i]), advance(table, i * FIELDS)
-        value = get(source, i) * get(t, 6)
-        put(at, 0, get(at, 0) + get(t, 0) * value)
-        put(at, 1, get(at, 1) + get(t, 1) * value)
-        put(at, s.pitch, get(at, s.pitch) + get(t, 2) * value)
-        put(at, s.pitch + 1, get(at, s.pitch + 1) + get(t, 3) * value)
-
-
-@parallel_kernel
-def spread_planes(columns, w, moves, gx, constants, scratch, counters, thread, threads):
-    """gx (N, C, plane), padded, from the gradient of the samples (N, C, taps, L)."""
-    g, s = thawed(constants)
-    places, table = as_int64(scratch), advance(scratch, 2 * s.run)
-    blocks = -(-s.channels // s.block)
-    while True:
-        task = next_task(counters)
-        if task >= g.images * s.groups * blocks:
-            break
-        n, group, channel, channels = task_of(s, blocks, task)
-        clear_run(advance(gx, (n * g.channels + channel) * s.plane), channels * s.plane)
-        for tap in range(s.taps):
-            for first in range(0, s.points, s.run):
-                count = min(s.run, s.points - first)
-                tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
-                for c in range(channel, channel + channels):
-                    plane = n * g.channels + c
-                    source = advance(columns, (plane * s.taps + tap) * s.points + first)
-                    spread_run(advance(gx, plane * s.plane), source, s, count, places, table)
-
-
-@outlined
-def slope_run(sums, plane, source, s, count, places, table):
-    """Add to each point's SUMS what one channel contributes."""
-    for i in range(count):
-        at, t, to = advance(plane, places[i]), advance(table, i * FIELDS), advance(sums, i * SUMS)
-        down, right, gradient = get(t, 4), get(t, 5), get(source, i)
-        a, b, c, d = get(at, 0), get(at, 1), get(at, s.pitch), get(at, s.pitch + 1)
-        put(to, 0, get(to, 0) + gradient * ((c - a) + right * ((d - c) - (b - a))))
-        put(to, 1, get(to, 1) + gradient * ((b - a) + down * ((d - c) - (b - a))))
-        put(to, 2, get(to, 2) + gradient * ((get(t, 0) * a + get(t, 1) * b) + (get(t, 2) * c + get(t, 3) * d)))
+        upper, t, source = advance(x, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * s.taps * channels)
+        lower = advance(upper, s.pitch * channels)
+        by_y = by_x = by_mask = zero(x)
+        for k in range(0, s.channels, lanes):
+            left = s.channels - k
+            gradient, a, b = load_some(source, k, left), load_some(upper, k, left), load_some(upper, k + channels, left)
+            c, d = load_some(lower, k, left), load_some(lower, k + channels, left)
+            twist = (d - c) - (b - a)
+            by_y = fma(gradient, fma(splat(t, 5), twist, c - a), by_y)
+            by_x = fma(gradient, fma(splat(t, 4), twist, b - a), by_x)
+            by_mask = fma(gradient, fma(splat(t, 0), a, splat(t, 1) * b) + fma(splat(t, 2), c, splat(t, 3) * d), by_mask)
+        put(gmoves, i, total(by_y) * get(t, 6))
+        put(gmoves, s.points + i, total(by_x) * get(t, 6))
+        if s.masked:
+            put(mask_row, i, total(by_mask))
 
 
 @parallel_kernel
 def slopes(columns, x, moves, gmoves, constants, scratch, counters, thread, threads):
-    """Gradients of the moves from that of the samples (N, C, taps, L) and the padded x."""
+    """Gradients of the moves from that of the samples (N, L, taps, C) and the padded x."""
     g, s = thawed(constants)
     places, table = as_int64(scratch), advance(scratch, 2 * s.run)
-    sums = advance(table, s.run * FIELDS)
     runs = -(-s.points // s.run)
-    while True:
-        task = next_task(counters)
-        if task >= g.images * s.groups * s.taps * runs:
-            break
-        first, row = task % runs * s.run, task // runs
-        tap, group, n = row % s.taps, row // s.taps % s.groups, row // (s.taps * s.groups)
+    for task in shared_out(counters, 1, g.images * runs):
+        n, first = task // runs, task % runs * s.run
         count = min(s.run, s.points - first)
-        tabulate(moves, g, s, n, group, tap, first, count, True, places, table)
-        clear_run(sums, count * SUMS)
-        for c in range(group * s.channels, (group + 1) * s.channels):
-            plane = n * g.channels + c
-            source = advance(columns, (plane * s.taps + tap) * s.points + first)
-            slope_run(sums, advance(x, plane * s.plane), source, s, count, places, table)
-        target = advance(gmoves, row * 2 * s.points + first)
-        for i in range(count):
-            put(target, i, get(sums, i * SUMS) * get(table, i * FIELDS + 6))
-            put(target, s.points + i, get(sums, i * SUMS + 1) * get(table, i * FIELDS + 6))
-            if s.masked:
-                put(gmoves, (g.images * s.groups * s.taps * 2 + row) * s.points + first + i, get(sums, i * SUMS + 2))
+        for group in range(s.groups):
+            image = advance(x, n * s.plane * g.channels + group * s.channels)
+            for tap in range(s.taps):
+                tabulate(moves, g, s, n, group, tap, first, count, True, places, table)
+                row = (n * s.groups + group) * s.taps + tap
+                source = advance(columns, ((n * s.points + first) * s.taps + tap) * g.channels + group * s.channels)
+                mask_row = advance(gmoves, (g.images * s.groups * s.taps * 2 + row) * s.points + first)
+                slope_points(source, image, s, g.channels, count, places, table, advance(gmoves, row * 2 * s.points + first), mask_row)
 
 
 class DeformableKernels(NamedTuple):
@@ -202,13 +219,15 @@ def deformable_kernels(problem: Problem, groups: int, masked: bool) -> Deformabl
     """The kernels for the shapes of a forward convolution, and `groups` of channels that share offsets."""
     p = problem
     g: Windows = windows_of(p)
-    taps, points = math.prod(p.kernel_size), math.prod(p.output_size)
+    taps, points, channels, lanes = math.prod(p.kernel_size), math.prod(p.output_size), p.in_channels // groups, lane_count(p.dtype)
     rows, pitch = p.input_size[1] + 4, p.input_size[2] + 2  # a border of one, and two rows for samples outside
-    run = max(1, min(RUN, points))
-    channels = p.in_channels // groups
-    block = max(1, min(CHANNELS, -(-channels * groups * p.batch // 8)))
-    s = Sampling(groups, channels, taps, points, run, block, masked, pitch, rows * pitch)
-    scratch = run * (2 + FIELDS + SUMS) + FIELDS
-    parallel = p.batch * p.in_channels * taps * points > RUN * CHANNELS
-    return DeformableKernels(*(kernel.bind(p.dtype, (g, s), scratch=scratch, parallel=parallel)
-                               for kernel in (sample_planes, spread_planes, slopes)))
+    parts = -(-2 * num_threads() // (p.batch * groups))
+    block = max(1, -(-channels // (parts * lanes))) * lanes
+    parallel = p.batch * p.in_channels * taps * points > RUN * RUN
+
+    def bound(kernel: ParallelKernel, longest: int) -> BoundKernel:
+        run = min(longest, points)
+        s = Sampling(groups, channels, taps, points, run, block, masked, pitch, rows * pitch)
+        return kernel.bind(p.dtype, (g, s), scratch=run * (2 + FIELDS), parallel=parallel)
+
+    return DeformableKernels(bound(sample_pixels, RUN), bound(spread_pixels, LONG_RUN), bound(slopes, RUN))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..problem import Problem
 from ._folding import FoldTables, first_tap, fold_lines, output_of
-from ._jit import inlined, outlined
+from ._jit import inlined, num_threads, outlined
 from ._simd import (
     BoundKernel,
     advance,
@@ -44,6 +44,7 @@ from ._unfolding import Windows, clear_run, unfold_piece, unfold_window, windows
 IMAGES = 4  # sums side by side for one weight that is loaded
 RUN_BYTES = 2048  # of the points of a task: what is read at once of each row of weights, half a page
 BLOCK_BYTES = 192 * 1024  # of unfolded windows that a task keeps: they stay in a 1 MiB L2 beside the weights
+TASKS_OF_THREAD = 2  # at least, where there are outputs enough
 SERIAL_PRODUCTS = 100_000  # below which one thread is done before a second has started
 
 
@@ -57,6 +58,7 @@ class Local(NamedTuple):
     run: int  # points of a task
     block: int  # channels whose windows are unfolded at once
     images: int  # images of a task
+    parts: int = 1  # tasks that share out a group's outputs
 
 
 @inlined
@@ -121,14 +123,14 @@ def unfold_block(target, pitch, x, g, local, image, images, channel, channels, f
 
 
 @outlined
-def forward_run(x, w, y, g, local, image, images, group, first, count, windows):
-    """A run of points of a group's outputs of some images: y += products, block of channels by block."""
+def forward_run(x, w, y, g, local, image, images, group, part, first, count, windows):
+    """A run of points of a part of a group's outputs of some images: y += products, block of channels by block."""
     per_group, group_out = g.channels // local.groups, local.outputs // local.groups
     for channel in range(0, per_group, local.block):
         channels = min(local.block, per_group - channel)
         terms = channels * local.taps
         unfold_block(windows, local.run, x, g, local, image, images, group * per_group + channel, channels, first, count)
-        for output in range(group * group_out, (group + 1) * group_out):
+        for output in range(group * group_out + part * group_out // local.parts, group * group_out + (part + 1) * group_out // local.parts):
             sum_products(advance(y, (image * local.outputs + output) * local.points + first), local.outputs * local.points,
                          windows, terms * local.run,
                          advance(w, (output * per_group + channel) * local.taps * local.points + first), local.points,
@@ -140,10 +142,12 @@ def local_forward_planes(x, w, bias, y, constants, scratch, counters, thread, th
     """y (N, O, L), which holds the bias, += x (N, C, H, W) by w (O, C/G, taps, L)."""
     g, local = thawed(constants)
     runs = -(-local.points // local.run)
-    for task in shared_out(counters, 1, -(-g.images // local.images) * local.groups * runs):
-        first, group, image = task % runs * local.run, task // runs % local.groups, task // (runs * local.groups) * local.images
+    shares = runs * local.parts
+    for task in shared_out(counters, 1, -(-g.images // local.images) * local.groups * shares):
+        first, part = task % runs * local.run, task // runs % local.parts
+        group, image = task // shares % local.groups, task // (shares * local.groups) * local.images
         images, count = min(local.images, g.images - image), min(local.run, local.points - first)
-        forward_run(x, w, y, g, local, image, images, group, first, count, scratch)
+        forward_run(x, w, y, g, local, image, images, group, part, first, count, scratch)
 
 
 @outlined
@@ -336,7 +340,8 @@ def local_kernel(problem: Problem) -> BoundKernel:
     if p.pass_name == "forward":
         images = min(IMAGES, p.batch)
         block = max(1, min(p.group_in, BLOCK_BYTES // (plane * images)))
-        local = Local(p.out_channels, p.groups, taps, points, run, block, images)
+        parts = min(p.group_out, -(-TASKS_OF_THREAD * num_threads() // (-(-p.batch // images) * p.groups * -(-points // run))))
+        local = Local(p.out_channels, p.groups, taps, points, run, block, images, max(1, parts))
         return local_forward_planes.bind(p.dtype, (g, local), scratch=images * block * taps * run, parallel=parallel)
     if p.pass_name == "grad_weight":
         images = max(1, min(p.batch, BLOCK_BYTES // plane))

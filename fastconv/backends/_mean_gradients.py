@@ -18,7 +18,7 @@ import numpy as np
 
 from .._windows import Windows
 from ._jit import inlined, outlined
-from ._pooling_pixels import copy_pixel
+from ._pooling_pixels import clear_run, copy_pixel
 from ._pooling_rows import fill_line, load_most, store_most
 from ._pooling_tasks import next_row, row_at
 from ._simd import (
@@ -36,6 +36,7 @@ from ._simd import (
     put,
     quotient,
     splat,
+    store,
     store_interleaved,
     thawed,
     zero,
@@ -105,6 +106,13 @@ def multiply_run(x, count, y):
         store_most(y, i, load_most(y, i, count - i) * load_most(x, i, count - i), count - i)
 
 
+@outlined
+def copy_run(source, count, target):
+    """target[:count] = source[:count]."""
+    for i in range(0, count, lanes_of(source)):
+        store_most(target, i, load_most(source, i, count - i), count - i)
+
+
 # -- channels first -------------------------------------------------------------------------------------------------------
 
 
@@ -157,21 +165,27 @@ def spread_columns(line, g, in_w, windows_w, reaching, spare, gx):
 @parallel_kernel
 def spread_rows(gy, norms, x, gx, constants, scratch, counters, thread, threads):
     """gx = the gradient of `mean_rows`, channels first; where `rooted`, of the roots, given these norms and x."""
-    g, (in_d, in_h, in_w), windows_w, reaching, rates_d, rates_h, rates_w, rooted, tasks = thawed(constants)
+    g, (in_d, in_h, in_w), alike_d, alike_h, windows_w, reaching, rates_d, rates_h, rates_w, rooted, tasks = thawed(constants)
     spare = advance(scratch, g.length)
     fill_line(scratch, g.length, zero_element(gy))
     for task in own_first(counters, thread, tasks.shares, tasks.number):
-        plane, d, h = row_at(task * tasks.run, g.size_d, g.size_h)
-        for index in range(task * tasks.run, min(tasks.rows, (task + 1) * tasks.run)):
-            above = plane * g.out_d * g.out_h * g.out_w
-            for o in range(0, g.out_w, lanes_of(gy)):
-                a = added_covering(advance(gy, above), advance(norms, above), rooted, o, g.out_w - o, g.out_w, g, d, h, in_d, in_h,
-                                   rates_d, rates_h)
-                store_most(scratch, g.left + o, a * load(rates_w, o), g.out_w - o)
+        start = task * tasks.run
+        plane, d, h = row_at(start, g.size_d, g.size_h)
+        for index in range(start, min(tasks.rows, start + tasks.run)):
             target = advance(gx, index * g.size_w)
-            spread_columns(scratch, g, in_w, windows_w, reaching, spare, target)
-            if rooted:
-                multiply_run(advance(x, index * g.size_w), g.size_w, target)
+            if alike_h[h] and index > start:
+                copy_run(advance(target, -g.size_w), g.size_w, target)
+            elif alike_d[d] and index - g.size_h >= start:
+                copy_run(advance(target, -g.size_h * g.size_w), g.size_w, target)
+            else:
+                above = plane * g.out_d * g.out_h * g.out_w
+                for o in range(0, g.out_w, lanes_of(gy)):
+                    a = added_covering(advance(gy, above), advance(norms, above), rooted, o, g.out_w - o, g.out_w, g, d, h, in_d, in_h,
+                                       rates_d, rates_h)
+                    store_most(scratch, g.left + o, a * load(rates_w, o), g.out_w - o)
+                spread_columns(scratch, g, in_w, windows_w, reaching, spare, target)
+                if rooted:
+                    multiply_run(advance(x, index * g.size_w), g.size_w, target)
             plane, d, h = next_row(plane, d, h, g.size_d, g.size_h)
 
 
@@ -179,29 +193,56 @@ def spread_rows(gy, norms, x, gx, constants, scratch, counters, thread, threads)
 
 
 @outlined
-def spread_row(line, rate, g, channels, in_w, rates_w, gx):
+def share_pixels(line, rate, g, channels, rates_w, windows_w, gx):
+    """`gather_pixels` where windows have no common column: each pixel of the line goes to those of its window."""
+    lanes, done = lanes_of(line), 0
+    for o in range(g.out_w):
+        first, count = windows_w[2 * o], windows_w[2 * o + 1]
+        if count == 0:
+            continue
+        if first > done:
+            clear_run(advance(gx, done * channels), (first - done) * channels)
+        done, scale = first + count, broadcast(line, rate * rates_w[o])
+        for c in range(0, channels, lanes):
+            left = channels - c
+            v = load_most(line, o * channels + c, left) * scale
+            for i in range(first, done):
+                store_most(gx, i * channels + c, v, left)
+    clear_run(advance(gx, done * channels), (g.size_w - done) * channels)
+
+
+@outlined
+def gather_pixels(line, rate, g, channels, in_w, rates_w, gx):
     """Pixels of gx = the sum of the line's that look at them, times rate * rates_w."""
     lanes = lanes_of(line)
+    whole = channels - channels % (4 * lanes)
     for w in range(g.size_w):
-        first, end = in_w.offsets[w], in_w.offsets[w + 1]
-        if end - first == 1:
-            o = in_w.outputs[first]
-            source, scale = advance(line, o * channels), broadcast(line, rate * rates_w[o])
-            for c in range(0, channels, lanes):
-                store_most(gx, w * channels + c, load_most(source, c, channels - c) * scale, channels - c)
-        else:
-            for c in range(0, channels, lanes):
-                a = zero(line)
-                for i in range(first, end):
-                    o = in_w.outputs[i]
-                    a = fma(load_most(line, o * channels + c, channels - c), broadcast(line, rate * rates_w[o]), a)
-                store_most(gx, w * channels + c, a, channels - c)
+        first, end, target = in_w.offsets[w], in_w.offsets[w + 1], advance(gx, w * channels)
+        for c in range(0, whole, 4 * lanes):
+            p = q = r = s = zero(line)
+            for i in range(first, end):
+                o = in_w.outputs[i]
+                source, scale = advance(line, o * channels + c), broadcast(line, rate * rates_w[o])
+                p = fma(load(source, 0), scale, p)
+                q = fma(load(source, lanes), scale, q)
+                r = fma(load(source, 2 * lanes), scale, r)
+                s = fma(load(source, 3 * lanes), scale, s)
+            store(target, c, p)
+            store(target, c + lanes, q)
+            store(target, c + 2 * lanes, r)
+            store(target, c + 3 * lanes, s)
+        for c in range(whole, channels, lanes):
+            p, left = zero(line), channels - c
+            for i in range(first, end):
+                o = in_w.outputs[i]
+                p = fma(load_most(line, o * channels + c, left), broadcast(line, rate * rates_w[o]), p)
+            store_most(target, c, p, left)
 
 
 @parallel_kernel
 def spread_pixels(gy, norms, x, gx, constants, scratch, counters, thread, threads):
     """gx = the gradient of `mean_pixels`, channels last; where `rooted`, of the roots, given these norms and x."""
-    g, channels, (in_d, in_h, in_w), rates_d, rates_h, rates_w, one, rooted, tasks = thawed(constants)
+    g, channels, (in_d, in_h, in_w), windows_w, apart, rates_d, rates_h, rates_w, one, rooted, tasks = thawed(constants)
     pitch, size = g.out_w * channels, g.size_w * channels
     for task in own_first(counters, thread, tasks.shares, tasks.number):
         image, d, h = row_at(task * tasks.run, g.size_d, g.size_h)
@@ -210,12 +251,16 @@ def spread_pixels(gy, norms, x, gx, constants, scratch, counters, thread, thread
             first_d, first_h, target = in_d.offsets[d], in_h.offsets[h], advance(gx, index * size)
             if (in_d.offsets[d + 1] - first_d) * (in_h.offsets[h + 1] - first_h) == 1 and not rooted:
                 od, oh = in_d.outputs[first_d], in_h.outputs[first_h]
-                spread_row(advance(source, (od * g.out_h + oh) * pitch), rates_d[od] * rates_h[oh], g, channels, in_w, rates_w, target)
+                line, rate = advance(source, (od * g.out_h + oh) * pitch), rates_d[od] * rates_h[oh]
             else:
                 for c in range(0, pitch, lanes_of(gy)):
                     a = added_covering(source, roots, rooted, c, pitch - c, pitch, g, d, h, in_d, in_h, rates_d, rates_h)
                     store_most(scratch, c, a, pitch - c)
-                spread_row(scratch, one, g, channels, in_w, rates_w, target)
+                line, rate = scratch, one
+            if apart:
+                share_pixels(line, rate, g, channels, rates_w, windows_w, target)
+            else:
+                gather_pixels(line, rate, g, channels, in_w, rates_w, target)
             if rooted:
                 multiply_run(advance(x, index * size), size, target)
             image, d, h = next_row(image, d, h, g.size_d, g.size_h)

@@ -300,3 +300,11 @@ def copy_pixel(source, channels, target):
         store_most(target, c, load(source, c), lanes)
     for c in range(whole, channels):
         put(target, c, get(source, c))
+
+
+@outlined
+def clear_run(target, size):
+    """target[:size] = 0."""
+    lanes = lanes_of(target)
+    for i in range(0, size, lanes):
+        store_most(target, i, zero(target), size - i)

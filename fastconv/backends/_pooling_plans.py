@@ -179,11 +179,29 @@ def bind_mean_gradient(windows: Windows, dtype: str, divisors: Divisors, rooted:
     rates = [_padded(1 / factors, dtype) for factors in divisors]
     rows = planes * g.size_d * g.size_h
     if last:
-        constants: tuple[Any, ...] = (g, channels, covered, *rates, np.dtype(dtype).type(1), int(rooted))
+        constants: tuple[Any, ...] = (g, channels, covered, *_columns(windows, dtype), *rates, np.dtype(dtype).type(1), int(rooted))
         return bind_rows(spread_pixels, dtype, constants, rows, 2 * g.size_w * channels, scratch=g.out_w * channels)
     inside = windows.inside(2)
-    constants = (g, covered, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates, int(rooted))
+    alike = [_alike(axis) if not rooted else np.zeros(len(axis.offsets) - 1, np.int64) for axis in covered[:2]]
+    constants = (g, covered, *alike, inside.reshape(-1), _reaching(inside, g.size_w, lane_count(dtype)), *rates, int(rooted))
     return bind_rows(spread_rows, dtype, constants, rows, 2 * g.size_w + ROW_STEPS, scratch=g.length + 2 * lane_count(dtype))
+
+
+def _alike(covered: Covered) -> np.ndarray:
+    """Of each point of an axis, whether the outputs that look at it are those of the point before: so is the gradient."""
+    seen = np.split(covered.outputs, covered.offsets[1:-1])
+    return np.array([i > 0 and np.array_equal(seen[i], seen[i - 1]) for i in range(len(seen))], np.int64)
+
+
+def _columns(windows: Windows, dtype: str) -> tuple[np.ndarray, int]:
+    """(first column, number of columns) of the windows of a row, and whether outputs are best taken one by one.
+
+    They are where no two windows have a column in common and channels are few; many are written in their order.
+    """
+    inside = windows.inside(2)
+    first, count = inside[inside[:, 1] > 0].T
+    apart = (windows.dilation[2] == 1 or windows.largest[2] == 1) and bool((np.diff(first) >= count[:-1]).all())
+    return inside.reshape(-1), int(apart and windows.channels < 4 * lane_count(dtype))
 
 
 def _reaching(inside: np.ndarray, size: int, lanes: int) -> np.ndarray:
@@ -230,7 +248,7 @@ def _bind_gathered(windows: Windows, dtype: str) -> BoundKernel:
         points = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         held.append(Held(offsets, outputs, (points - windows.begins(axis)[outputs]) // windows.dilation[axis] * pitch))
     rows, steps = g.planes * g.size_d * g.size_h, 2 * g.size_w * windows.channels
-    return bind_rows(gather_taps, dtype, (g, windows.channels, *held), rows, steps)
+    return bind_rows(gather_taps, dtype, (g, windows.channels, *held, *_columns(windows, dtype)), rows, steps)
 
 
 def _sums(*tables: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from .. import conv
 from .._calls import bias_gradient
 from ..backends._activation import rectifier, rectifier_gradient
 from . import initializers
-from ._layer import Backprop, Layer, check_layout, documented
+from ._layer import LARGE, Backprop, Layer, check_layout, documented
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "DepthwiseConv2d", "PointwiseConv2d",
            "SeparableConv2d"]
@@ -145,10 +145,16 @@ class _Conv(_Convolution):
         return _function("conv{}d", self.ndim)(x, params["weight"], params.get("bias"), activation=activation, **self.options)
 
     def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
-        ndim, options = self.ndim, self.options
+        ndim, options, bias = self.ndim, self.options, "bias" in self.params
+        if input_gradient and weight.size < LARGE:  # nothing is written in place, and one call has fewer checks than three
+            gx, gw, gb = _function("conv{}d_backward", ndim)(gy, x, weight, bias=bias, **options)
+            self.grads.add("weight", gw)
+            if bias:
+                self.grads.add("bias", gb)
+            return gx
         grad_weight = _function("conv{}d_grad_weight", ndim)
         self.grads.accumulate("weight", lambda out: grad_weight(gy, x, weight.shape, out=out, **options))
-        if "bias" in self.params:
+        if bias:
             self.grads.add("bias", bias_gradient(gy, ndim, self.layout, gy.dtype))
         return _function("conv{}d_grad_input", ndim)(gy, weight, x.shape, **options) if input_gradient else gy
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ._layer import Layer
 from ._progress import Display, display
+from ._trial import try_samples
 from .checkpoint import load_checkpoint, save_checkpoint, writable_path
 from .losses import softmax_cross_entropy
 
@@ -138,7 +139,8 @@ def fit(model: Layer, x: Any, y: Any, *, optimizer: Any, loss: Loss = softmax_cr
     Raises
     ------
     ValueError
-        For arguments that do not fit each other, or a checkpoint that is damaged or of another run: nothing is changed.
+        For arguments that do not fit each other, a label out of range, or a checkpoint that is damaged or of another run:
+        nothing is changed.
     FloatingPointError
         If the loss is not finite; the parameters are those before that step.
 
@@ -166,6 +168,9 @@ def fit(model: Layer, x: Any, y: Any, *, optimizer: Any, loss: Loss = softmax_cr
     run = _Run(model, optimizer, schedule, loss, augment, int(batch_size), rng, x, y)
     facts = {"samples": len(x), "batch_size": int(batch_size), "seed": int(seed) if isinstance(seed, Integral) else None}
     path = None if checkpoint is None else writable_path(checkpoint)
+    try_samples(model, loss, x, y, int(batch_size), augment)
+    if held_out is not None:
+        try_samples(model, loss, *held_out, int(batch_size))
     history = run.resume(path, facts, restore_best) if path is not None and resume and path.exists() else History()
     callbacks = tuple(callbacks)
     with display(progress, epochs, math.ceil(len(x) / batch_size)) as shown:
