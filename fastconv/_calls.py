@@ -222,7 +222,7 @@ def _channel_sums() -> Callable[..., Any]:
 def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
     """The sum of gy over all but its channels."""
     axis = _channel_axis(gy.shape, ndim, layout)
-    if gy.size and gy.dtype == dtype and dtype in (FLOAT32, FLOAT64):
+    if gy.size and dtype in (FLOAT32, FLOAT64) and (gy.dtype == dtype or gy.dtype == dtype.newbyteorder()):
         sums = _channel_sums()(gy.shape, axis, dtype)
         return sums(gy if is_plain(gy) else as_operand(gy, dtype, gy.shape))
     with np.errstate(invalid="ignore", over="ignore"):
