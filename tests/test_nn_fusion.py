@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import fastconv.nn as nn
+from fastconv import conv
+from fastconv.nn import fusion
 
 
 def shaken(model, seed=0):
@@ -79,6 +81,29 @@ def test_fused_gives_the_same(name):
     for again in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
         np.testing.assert_array_equal(again(x), y)
         assert repr(again) == repr(fused)
+
+
+@pytest.mark.parametrize("name", ["conv", "nhwc", "residual", "parallel"])
+def test_weights_beyond_the_caches(name, monkeypatch):
+    """Are planned as such in all layers of a model, however small each is, and the result is the same."""
+    make, shape, _ = MODELS[name]
+    planned = []
+    plan_conv2d = conv.plan_conv2d
+
+    def noted(*arrays, cold_weights, **options):
+        planned.append(cold_weights)
+        return plan_conv2d(*arrays, cold_weights=cold_weights, **options)
+
+    monkeypatch.setattr(conv, "plan_conv2d", noted)
+    model = shaken(make())
+    x = np.random.default_rng(1).normal(size=shape)
+    wanted = model(x)
+    convolutions = sum(isinstance(layer, nn.Conv2d) for _, layer in model.named_layers())
+    model.fuse(shape)
+    assert planned == [False] * convolutions
+    monkeypatch.setattr(fusion, "CACHED_BYTES", 10)
+    np.testing.assert_allclose(model.fuse(shape)(x), wanted, rtol=1e-9, atol=1e-10)
+    assert planned[convolutions:] == [True] * convolutions
 
 
 def test_pickles_of_fused_models_hold_no_gradients():

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import conv
+from ..backends import CACHED_BYTES
 from ..backends._activation import apply, rectifier, rectify_in_place
 from ..backends._scratch import keep_freed_memory
 from ._layer import Gradients, Layer
@@ -48,7 +49,7 @@ class Fused:
 
     def __init__(self, model: Layer, input_shape: tuple[int, ...] | None):
         self._model, self._shape = model, input_shape
-        self._step, lines = _fused(model)
+        self._step, lines = _fused(model, _weight_bytes(model) > CACHED_BYTES)
         self._text = "\n".join("  " + line for line in lines)
         self._dtype = next((p.params[p.key].dtype for p in model.named_parameters()), None)
         if input_shape is not None:
@@ -107,12 +108,16 @@ def fuse(model: Layer, input_shape: Sequence[int] | None = None) -> Fused:
     return Fused(own, None if input_shape is None else tuple(input_shape))
 
 
-def _fused(layer: Layer) -> tuple[Step, list[str]]:
-    """A layer as a function, and what it consists of in words."""
+def _weight_bytes(model: Layer) -> int:
+    return sum(p.params[p.key].nbytes for p in model.named_parameters())
+
+
+def _fused(layer: Layer, cold: bool) -> tuple[Step, list[str]]:
+    """A layer as a function, and what it consists of in words; the weights are `cold` where all of the model's exceed the caches."""
     steps, lines = [], []
     chain = _chain(layer)
     while chain:
-        step, text, used = _step(chain)
+        step, text, used = _step(chain, cold)
         del chain[:used]
         if step is not None:
             steps.append(step)
@@ -135,15 +140,15 @@ def _chain(layer: Layer) -> list[Layer]:
     return [layer]
 
 
-def _step(chain: list[Layer]) -> tuple[Step | None, list[str], int]:
+def _step(chain: list[Layer], cold: bool) -> tuple[Step | None, list[str], int]:
     """What the first layers of a chain become, in words too, and how many they are."""
     layer, rest = chain[0], [part for part in chain[1:4] if not isinstance(part, Dropout)]
     if isinstance(layer, Dropout):
         return None, [], 1
     if isinstance(layer, Residual):
-        return (*_residual(layer), 1)
+        return (*_residual(layer, cold), 1)
     if isinstance(layer, Parallel):
-        return (*_parallel(layer), 1)
+        return (*_parallel(layer, cold), 1)
     if isinstance(layer, Flatten):
         return _flatten(layer), [repr(layer)], 1
     if isinstance(layer, (_Convolution, Linear)):
@@ -152,8 +157,8 @@ def _step(chain: list[Layer]) -> tuple[Step | None, list[str], int]:
         name = activation_name(following[0] if following else None)
         last = following[0] if name else norm or layer
         text = repr(layer) + (f" + {type(norm).__name__}" if norm else "") + (f" + {name}" if name else "")
-        make = _linear if isinstance(layer, Linear) else _convolution
-        return make(layer, norm, name), [text], next(i for i, part in enumerate(chain) if part is last) + 1  # type: ignore[arg-type]
+        step = _linear(layer, norm, name) if isinstance(layer, Linear) else _convolution(layer, norm, name, cold)
+        return step, [text], next(i for i, part in enumerate(chain) if part is last) + 1
     if isinstance(layer, _BatchNorm) and rest and rest[0].rectifier and len(chain) > 1 and chain[1] is rest[0]:
         name = rest[0].rectifier
         return lambda x: layer.activated(x, name), [f"{layer!r} + {name}"], 2
@@ -198,7 +203,7 @@ def _per_output(layer: _Convolution | Linear, factor: np.ndarray) -> np.ndarray:
     return np.repeat(factor.reshape(layer.groups, -1), each, axis=0).reshape(layer.in_channels, -1, *(1,) * layer.ndim)
 
 
-def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None) -> Step:
+def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None, cold: bool) -> Step:
     weight, bias = _folded(layer, norm)
     if norm is not None:
         weight = layer.from_state("weight", np.ascontiguousarray(weight))
@@ -211,7 +216,7 @@ def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None
         def run(x: np.ndarray) -> np.ndarray:
             return transpose(x, weight, bias, activation=activation, **options)
     else:
-        run = getattr(conv, f"plan_conv{layer.ndim}d")(weight, bias, activation=activation, **layer.options)
+        run = getattr(conv, f"plan_conv{layer.ndim}d")(weight, bias, activation=activation, cold_weights=cold, **layer.options)
 
     def step(x: np.ndarray) -> np.ndarray:
         try:
@@ -255,12 +260,12 @@ def _indented(key: str, lines: list[str]) -> list[str]:
     return [f"  {key}:", *("    " + line for line in lines)]
 
 
-def _residual(layer: Residual) -> tuple[Step, list[str]]:
-    branch, lines = _fused(layer.children["branch"])
+def _residual(layer: Residual, cold: bool) -> tuple[Step, list[str]]:
+    branch, lines = _fused(layer.children["branch"], cold)
     text = _indented("branch", lines)
     shortcut: Step | None = None
     if "shortcut" in layer.children:
-        shortcut, lines = _fused(layer.children["shortcut"])
+        shortcut, lines = _fused(layer.children["shortcut"], cold)
         text += _indented("shortcut", lines)
     activation = layer.children.get("activation")
     after: Step | None = None
@@ -268,7 +273,7 @@ def _residual(layer: Residual) -> tuple[Step, list[str]]:
     if isinstance(activation, (ReLU, ReLU6, LeakyReLU)):
         slope, ceiling = activation.slope, activation.ceiling
     elif activation is not None:
-        after = _fused(activation)[0]
+        after = _fused(activation, cold)[0]
 
     def step(x: np.ndarray) -> np.ndarray:
         y, carried = branch(x), x if shortcut is None else shortcut(x)
@@ -281,8 +286,8 @@ def _residual(layer: Residual) -> tuple[Step, list[str]]:
     return step, [f"Residual{f' + {activation!r}' if activation else ''}", *text]
 
 
-def _parallel(layer: Parallel) -> tuple[Step, list[str]]:
-    fused = [_fused(child) for child in layer.children.values()]
+def _parallel(layer: Parallel, cold: bool) -> tuple[Step, list[str]]:
+    fused = [_fused(child, cold) for child in layer.children.values()]
     steps = [step for step, _ in fused]
     text = [line for key, (_, lines) in zip(layer.children, fused) for line in _indented(key, lines)]
     axis = layer.axis
