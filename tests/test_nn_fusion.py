@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+import fastconv as fc
 import fastconv.nn as nn
 from fastconv import conv
 from fastconv.nn import fusion
@@ -104,6 +105,59 @@ def test_weights_beyond_the_caches(name, monkeypatch):
     monkeypatch.setattr(fusion, "CACHED_BYTES", 10)
     np.testing.assert_allclose(model.fuse(shape)(x), wanted, rtol=1e-9, atol=1e-10)
     assert planned[convolutions:] == [True] * convolutions
+
+
+EXPANDED = {  # channels of x and of what lies between, size, kernel, stride, padding
+    "few channels, wide": (3, 61, (40, 53), 3, 1, 1),
+    "short last panel": (5, 64, (11, 9), 3, 2, 1),
+    "one panel and one pixel": (8, 70, (3, 11), 5, 1, 2),
+    "whole panels": (16, 66, (8, 16), 3, 2, (0, 1)),
+    "large kernel": (4, 90, (13, 17), 7, 1, (3, 5)),
+    "no border": (4, 90, (13, 17), 3, 1, 0),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", EXPANDED)
+def test_expansion_and_depthwise_as_one(name, dtype, threads, monkeypatch):
+    """The same as one after the other, also of inputs that are not contiguous, of NaN, and by a backend that is asked for."""
+    channels, between, size, kernel, stride, padding = EXPANDED[name]
+    runs = []
+    run = fusion.ExpandedDepthwise.run
+    monkeypatch.setattr(fusion.ExpandedDepthwise, "run", lambda self, *operands: runs.append(self) or run(self, *operands))
+    model = shaken(nn.Sequential(nn.Conv2d(channels, between, 1, bias=False, dtype=dtype), nn.BatchNorm2d(between, dtype=dtype), nn.ReLU6(),
+                                 nn.Conv2d(between, between, kernel, stride, padding, groups=between, dtype=dtype), nn.LeakyReLU()))
+    before = fc.get_num_threads()
+    fc.set_num_threads(threads)
+    try:
+        fused = model.fuse()
+        x = np.random.default_rng(2).normal(size=(2, channels, *size)).astype(dtype)
+        x[1, -1, 2, 3] = np.nan
+        wanted, tolerance = model(x), 1e-12 if dtype == "float64" else 1e-5
+        np.testing.assert_allclose(fused(x), wanted, rtol=tolerance, atol=tolerance)
+        assert len(runs) == 1
+        np.testing.assert_array_equal(fused(np.asfortranarray(x)), fused(x))
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(fused))(x), fused(x))
+        assert len(runs) == 5
+        with fc.use_backend("direct"):
+            np.testing.assert_allclose(model.fuse()(x), wanted, rtol=tolerance, atol=tolerance)
+        assert len(runs) == 5
+        assert np.isnan(wanted).any() and not np.isnan(wanted).all()
+    finally:
+        fc.set_num_threads(before)
+
+
+def test_expansion_that_is_two_runs():
+    """Where planes are too large, lie in the same cache sets, or have too few channels; single samples; wrong shapes."""
+    model = nn.Sequential(nn.Conv2d(3, 66, 1), nn.ReLU6(), nn.Conv2d(66, 66, 3, groups=66))
+    fused = model.fuse()
+    for shape in ((1, 3, 32, 32), (1, 3, 200, 170), (3, 20, 21), (1, 3, 4, 4)):
+        x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+        np.testing.assert_allclose(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    for shape in ((1, 4, 20, 20), (1, 3, 2, 2), (3, 3)):
+        with pytest.raises(ValueError, match="Conv2d"):
+            fused(np.zeros(shape, np.float32))
 
 
 def test_pickles_of_fused_models_hold_no_gradients():

@@ -12,14 +12,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import conv
+from ..asking import current_choice
 from ..backends import CACHED_BYTES
 from ..backends._activation import apply, rectifier, rectify_in_place
+from ..backends._expanded import ExpandedDepthwise
+from ..backends._expanded import fits as expanded_fits
+from ..backends._jit import num_threads
 from ..backends._scratch import keep_freed_memory
+from ..problem import Options, Problem
 from ._layer import Gradients, Layer
 from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh, contiguous
 from .containers import Parallel, Residual, Sequential
@@ -31,6 +36,7 @@ from .reshaping import Dropout, Flatten
 __all__ = ["Fused", "fuse"]
 
 Step = Callable[[np.ndarray], np.ndarray]
+SHAPES_KEPT = 16  # of a pair of convolutions that is one run
 SMOOTH = {Sigmoid: "sigmoid", Tanh: "tanh", SiLU: "silu", GELU: "gelu"}
 
 
@@ -152,13 +158,14 @@ def _step(chain: list[Layer], cold: bool) -> tuple[Step | None, list[str], int]:
     if isinstance(layer, Flatten):
         return _flatten(layer), [repr(layer)], 1
     if isinstance(layer, (_Convolution, Linear)):
-        norm = rest[0] if rest and _folds(layer, rest[0]) else None
-        following = rest[1:] if norm else rest
-        name = activation_name(following[0] if following else None)
-        last = following[0] if name else norm or layer
-        text = repr(layer) + (f" + {type(norm).__name__}" if norm else "") + (f" + {name}" if name else "")
-        step = _linear(layer, norm, name) if isinstance(layer, Linear) else _convolution(layer, norm, name, cold)
-        return step, [text], next(i for i, part in enumerate(chain) if part is last) + 1
+        unit, used = _unit(chain)
+        if isinstance(layer, Linear):
+            return _linear(layer, unit.norm, unit.activation), [str(unit)], used
+        if used < len(chain) and isinstance(chain[used], _Convolution):
+            second, more = _unit(chain[used:])
+            if may_be_expanded(unit, second):
+                return _expanded(unit, second, cold), [str(unit), str(second)], used + more
+        return _convolution(unit, cold), [str(unit)], used
     if isinstance(layer, _BatchNorm) and rest and rest[0].rectifier and len(chain) > 1 and chain[1] is rest[0]:
         name = rest[0].rectifier
         return lambda x: layer.activated(x, name), [f"{layer!r} + {name}"], 2
@@ -166,6 +173,28 @@ def _step(chain: list[Layer], cold: bool) -> tuple[Step | None, list[str], int]:
 
 
 # -- convolutions and fully connected layers ------------------------------------------------------------------------------
+
+
+class Unit(NamedTuple):
+    """A layer with the norm and the activation that follow it and become part of it."""
+
+    layer: Any
+    norm: Layer | None
+    activation: str | None
+
+    def __str__(self) -> str:
+        norm = type(self.norm).__name__ if self.norm else None
+        return " + ".join(name for name in (repr(self.layer), norm, self.activation) if name)
+
+
+def _unit(chain: list[Layer]) -> tuple[Unit, int]:
+    """The unit that a chain begins with, and how many of its layers that takes."""
+    layer, rest = chain[0], [part for part in chain[1:4] if not isinstance(part, Dropout)]
+    norm = rest[0] if rest and _folds(layer, rest[0]) else None
+    following = rest[1:] if norm else rest
+    name = activation_name(following[0] if following else None)
+    last = following[0] if name else norm or layer
+    return Unit(layer, norm, name), next(i for i, part in enumerate(chain) if part is last) + 1
 
 
 def _folds(layer: Layer, norm: Layer) -> bool:
@@ -203,10 +232,15 @@ def _per_output(layer: _Convolution | Linear, factor: np.ndarray) -> np.ndarray:
     return np.repeat(factor.reshape(layer.groups, -1), each, axis=0).reshape(layer.in_channels, -1, *(1,) * layer.ndim)
 
 
-def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None, cold: bool) -> Step:
-    weight, bias = _folded(layer, norm)
-    if norm is not None:
-        weight = layer.from_state("weight", np.ascontiguousarray(weight))
+def _weights(unit: Unit) -> tuple[np.ndarray, np.ndarray | None]:
+    """A convolution's weights and bias with its norm's factors, in its layout."""
+    weight, bias = _folded(unit.layer, unit.norm)
+    return (weight if unit.norm is None else unit.layer.from_state("weight", np.ascontiguousarray(weight))), bias
+
+
+def _convolution(unit: Unit, cold: bool) -> Step:
+    layer, activation = unit.layer, unit.activation
+    weight, bias = _weights(unit)
     description = repr(layer)
     run: Step
     if layer.transposed:
@@ -225,6 +259,60 @@ def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None
             raise type(error)(f"{description}: x of shape {x.shape}: {error}") from None
 
     return step
+
+
+def may_be_expanded(first: Unit, second: Unit) -> bool:
+    """Whether a convolution is one of 1 x 1, and the next a depthwise one; whether their sizes suit is found by shape."""
+    one, other = first.layer, second.layer
+    return (one.ndim == other.ndim == 2 and not one.transposed and not other.transposed and one.layout == other.layout == "NCHW"
+            and one.kernel_size == (1, 1) and other.groups == other.in_channels == other.out_channels == one.out_channels)
+
+
+def _expanded(first: Unit, second: Unit, cold: bool) -> Step:
+    """A 1 x 1 convolution and the depthwise one behind it: one run for shapes that suit, unless a backend is asked for, else two."""
+    units = (first, second)
+    steps = [_convolution(unit, cold) for unit in units]
+    weights, biases = zip(*map(_weights, units))
+    made: dict[tuple[Any, ...], tuple[tuple[int, ...], ExpandedDepthwise, Any] | None] = {}
+
+    def prepared(x: np.ndarray) -> tuple[tuple[int, ...], ExpandedDepthwise, Any] | None:
+        if x.ndim != 4 or x.dtype != weights[0].dtype or current_choice(None).name is not None:
+            return None
+        try:
+            problems = pair_of_problems(x, units, weights, biases)
+        except ValueError:  # the steps say what is wrong
+            return None
+        if not expanded_fits(*problems):
+            return None
+        kernel = ExpandedDepthwise(*problems)
+        return problems[1].public_shape(problems[1].output_shape), kernel, kernel.pack(weights, biases)
+
+    def step(x: np.ndarray) -> np.ndarray:
+        key = (x.shape, x.dtype, num_threads())
+        if key not in made:
+            if len(made) >= SHAPES_KEPT:
+                made.clear()
+            made[key] = prepared(x)
+        found = made[key]
+        if found is None:
+            return steps[1](steps[0](x))
+        shape, kernel, packed = found
+        y = np.empty(shape, x.dtype)
+        kernel.run(contiguous(x), packed, y)
+        return y
+
+    return step
+
+
+def pair_of_problems(x: np.ndarray, units: Sequence[Unit], weights: Sequence[np.ndarray], biases: Sequence[Any]) -> list[Problem]:
+    """The problems of two convolutions that follow each other."""
+    problems: list[Problem] = []
+    shape = x.shape
+    for unit, weight, bias in zip(units, weights, biases):
+        options = Options(**unit.layer.options, activation=unit.activation)
+        problems.append(Problem.create("forward", 2, shape, weight.shape, weight.dtype.name, options, bias=bias is not None))
+        shape = problems[-1].public_shape(problems[-1].output_shape)
+    return problems
 
 
 def _linear(layer: Linear, norm: Layer | None, activation: str | None) -> Step:
