@@ -19,8 +19,8 @@ import numpy as np
 
 from ..problem import Problem
 from . import _strips
-from ._gemm import epilogue_of, panel_width
-from ._jit import num_threads
+from ._gemm import Epilogue, epilogue_of, panel_width
+from ._jit import inlined, num_threads
 from ._pointwise import ALIASED_BYTES, PANEL_BYTES, call_pixel_tile, pack_pixels, tile_address, tiles_of
 from ._rectifiers import RECTIFIERS
 from ._scratch import operand
@@ -49,35 +49,76 @@ class Sizes(NamedTuple):
     tiles: int  # of the channels
 
 
+class Expansion(NamedTuple):
+    """What the tiles of the first convolution need."""
+
+    addresses: np.ndarray  # of each tile's kernels
+    firsts: np.ndarray  # channels of the tiles
+    heights: np.ndarray
+    w_outputs: np.ndarray
+    y_offsets: np.ndarray
+    counts: np.ndarray
+    width: int
+    epilogue: Epilogue
+
+
+class Filter(NamedTuple):
+    """What the strips of the second need."""
+
+    rows: np.ndarray
+    zeros: np.ndarray
+    strips: int
+    epilogue: Epilogue
+
+
+@inlined
+def pack_last(g, e, source, panel):
+    """Copy the last panel of an image's pixels, if it is short."""
+    pixels = g.in_h * g.in_w
+    left = pixels - (g.panels - 1) * e.width
+    if left < e.width:
+        pack_pixels(advance(source, pixels - left), pixels, g.channels, left, e.width, panel)
+
+
+@inlined
+def expand(g, e, source, last, t, w, bias, planes):
+    """The planes of z of a tile's channels; `last` is the last panel's copy."""
+    pixels, first = g.in_h * g.in_w, e.firsts[t]
+    for panel in range(g.panels):
+        count = min(e.width, pixels - panel * e.width)
+        at, pitch = advance(source, panel * e.width), pixels
+        if count < e.width:
+            at, pitch = last, e.width
+        short = 1 if count <= lanes_of(source) else 0
+        call_pixel_tile(e.addresses[TILE_COLUMNS * t + short], advance(w, first * g.channels), e.w_outputs, 1, g.channels, at, pitch,
+                        advance(bias, first), advance(planes, panel * e.width), g.pitch, e.y_offsets,
+                        advance(e.counts, TILE_COLUMNS * count), e.epilogue)
+
+
+@inlined
+def filter_planes(g, f, first, count, planes, w, bias, target, pitch):
+    """The planes of y, `pitch` apart, of `count` channels from `first` on; w and bias are those of the second convolution."""
+    for r in range(count):
+        call_strips(f.strips, advance(planes, r * g.pitch), g.in_w, f.rows, 1, f.zeros, advance(w, (first + r) * g.taps),
+                    advance(bias, first + r), advance(target, r * pitch), g.out_w, g.out_h, g.run, g.out_w, g.low_w, g.in_w, 1, f.epilogue)
+
+
 @parallel_kernel
 def expanded_strips(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y from x, by (image, tile of channels); w and bias are those of both convolutions, one behind the other."""
-    g, addresses, firsts, heights, w_outputs, y_offsets, counts, width, expand, rows, zeros, strips, epilogue, shares = thawed(constants)
-    pixels = g.in_h * g.in_w
-    left = pixels - (g.panels - 1) * width  # in the last panel, which is copied if it is short
-    planes = advance(scratch, g.channels * width)
+    g, e, f, shares = thawed(constants)
+    planes = advance(scratch, g.channels * e.width)
     packed = -1
     for task in own_first(counters, thread, shares, g.images * g.tiles):
         image, t = task // g.tiles, task % g.tiles
-        first = firsts[t]
-        source = advance(x, image * g.channels * pixels)
-        if left < width and image != packed:
-            pack_pixels(advance(source, pixels - left), pixels, g.channels, left, width, scratch)
+        source = advance(x, image * g.channels * g.in_h * g.in_w)
+        if image != packed:
+            pack_last(g, e, source, scratch)
             packed = image
-        for panel in range(g.panels):
-            count = min(width, pixels - panel * width)
-            at, pitch = advance(source, panel * width), pixels
-            if count < width:
-                at, pitch = scratch, width
-            short = 1 if count <= lanes_of(x) else 0
-            call_pixel_tile(addresses[TILE_COLUMNS * t + short], advance(w, first * g.channels), w_outputs, 1, g.channels, at, pitch,
-                            advance(bias, first), advance(planes, panel * width), g.pitch, y_offsets,
-                            advance(counts, TILE_COLUMNS * count), expand)
-        for r in range(heights[t]):
-            plane = first + r
-            call_strips(strips, advance(planes, r * g.pitch), g.in_w, rows, 1, zeros, advance(w, g.planes * g.channels + plane * g.taps),
-                        advance(bias, g.planes + plane), advance(y, (image * g.planes + plane) * g.out_h * g.out_w), g.out_w, g.out_h,
-                        g.run, g.out_w, g.low_w, g.in_w, 1, epilogue)
+        expand(g, e, source, scratch, t, w, bias, planes)
+        pitch = g.out_h * g.out_w
+        filter_planes(g, f, e.firsts[t], e.heights[t], planes, advance(w, g.planes * g.channels), advance(bias, g.planes),
+                      advance(y, (image * g.planes + e.firsts[t]) * pitch), pitch)
 
 
 def fits(expand: Problem, depthwise: Problem) -> bool:
@@ -93,30 +134,35 @@ def fits(expand: Problem, depthwise: Problem) -> bool:
             and e.out_channels >= TILE_SIZES[-1] and e.batch * len(tiles_of(e.out_channels)) >= FEWEST_TASKS * num_threads())
 
 
+def constants_of(expand: Problem, depthwise: Problem) -> tuple[Sizes, Expansion, Filter]:
+    """What kernels are bound to that compute both."""
+    e, d = expand, depthwise
+    width, lanes = panel_width(e.dtype), lane_count(e.dtype)
+    pixels, name, tiles = math.prod(e.output_size), _strips.shape_name(d), tiles_of(e.out_channels)
+    assert name is not None
+    strip = _strips.SHAPES[name].tile
+    (_, in_h, in_w), (_, out_h, out_w) = d.input_size, d.output_size
+    strip_bytes = (strip.rows * d.stride[1] * in_w + strip.rows * out_w) * d.itemsize
+    sizes = Sizes(e.batch, e.in_channels, e.out_channels, in_h, in_w, out_h, out_w, d.taps, d.padding[2][0],
+                  max(1, RUN_BYTES // strip_bytes) * strip.rows, -(-pixels // width), -(-pixels // lanes) * lanes, len(tiles))
+    rows = np.pad(d.border_sources()[1], (0, strip.rows * d.stride[1]), constant_values=-1)  # the last strip may read too many
+    counts = np.clip(np.arange(width + 1)[:, None] - np.arange(TILE_COLUMNS) * lanes, 0, lanes)
+    addresses = [tile_address(height, columns, e.dtype) for _, height in tiles for columns in (TILE_COLUMNS, 1)]
+    firsts, heights = np.array(tiles, np.int64).T.copy()
+    expansion = Expansion(np.array(addresses, np.int64), firsts, heights, (np.arange(TILE_SIZES[0]) * e.in_channels).astype(np.int32),
+                          np.arange(TILE_COLUMNS) * lanes, counts.astype(np.int32).ravel(), width, epilogue_of(e))
+    return sizes, expansion, Filter(rows, np.zeros(in_w, e.dtype), _strips.strips_address(name, d.dtype), epilogue_of(d))
+
+
 class ExpandedDepthwise:
     """Both convolutions; `pack` their weights, then `run`."""
 
     def __init__(self, expand: Problem, depthwise: Problem):
-        e, d = expand, depthwise
-        width, lanes = panel_width(e.dtype), lane_count(e.dtype)
-        pixels, name, tiles = math.prod(e.output_size), _strips.shape_name(d), tiles_of(e.out_channels)
-        assert name is not None
-        strip = _strips.SHAPES[name].tile
-        (_, in_h, in_w), (_, out_h, out_w) = d.input_size, d.output_size
-        strip_bytes = (strip.rows * d.stride[1] * in_w + strip.rows * out_w) * d.itemsize
-        pitch = -(-pixels // lanes) * lanes
-        sizes = Sizes(e.batch, e.in_channels, e.out_channels, in_h, in_w, out_h, out_w, d.taps, d.padding[2][0],
-                      max(1, RUN_BYTES // strip_bytes) * strip.rows, -(-pixels // width), pitch, len(tiles))
-        rows = np.pad(d.border_sources()[1], (0, strip.rows * d.stride[1]), constant_values=-1)  # the last strip may read too many
-        counts = np.clip(np.arange(width + 1)[:, None] - np.arange(TILE_COLUMNS) * lanes, 0, lanes)
-        constants = (sizes, np.array([tile_address(height, columns, e.dtype) for _, height in tiles for columns in (TILE_COLUMNS, 1)]),
-                     np.array([first for first, _ in tiles]), np.array([height for _, height in tiles]),
-                     (np.arange(TILE_SIZES[0]) * e.in_channels).astype(np.int32), np.arange(TILE_COLUMNS) * lanes,
-                     counts.astype(np.int32).ravel(), width, epilogue_of(e), rows, np.zeros(in_w, e.dtype),
-                     _strips.strips_address(name, d.dtype), epilogue_of(d), num_threads())
-        self.dtype = np.dtype(e.dtype)
-        self.kernel = expanded_strips.bind(e.dtype, constants, scratch=e.in_channels * width + TILE_SIZES[0] * pitch,
-                                           counters=num_threads() * COUNTER_PITCH)
+        sizes, expansion, strips = constants_of(expand, depthwise)
+        self.dtype = np.dtype(expand.dtype)
+        self.kernel = expanded_strips.bind(
+            expand.dtype, (sizes, expansion, strips, num_threads()),
+            scratch=sizes.channels * expansion.width + TILE_SIZES[0] * sizes.pitch, counters=num_threads() * COUNTER_PITCH)
 
     def pack(self, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
         """The weights and the biases of both, one behind the other; a bias that is None is zero."""

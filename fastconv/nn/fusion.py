@@ -1,6 +1,7 @@
 """A trained model as a function for inference: norms and activations folded into convolutions, weights packed into plans.
 
     conv, batch norm, activation     ->  one plan: w' = w s, b' = (b - mean) s + shift, with s = weight / sqrt(var + eps)
+    1x1, depthwise, 1x1, shortcut    ->  one run, and so are the first two by themselves, for shapes that suit
     branch + shortcut, activation    ->  one pass over the branch's output, in place
     dropout                          ->  nothing
 
@@ -11,22 +12,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .. import conv
-from ..asking import current_choice
 from ..backends import CACHED_BYTES
-from ..backends._activation import apply, rectifier, rectify_in_place
-from ..backends._expanded import ExpandedDepthwise
-from ..backends._expanded import fits as expanded_fits
-from ..backends._jit import num_threads
+from ..backends._activation import rectify_in_place
 from ..backends._scratch import keep_freed_memory
-from ..problem import Options, Problem
 from ._layer import Gradients, Layer
-from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh, contiguous
+from ._units import (
+    Step,
+    activation_name,
+    are_bottleneck,
+    are_expansion,
+    bottleneck,
+    convolution,
+    expansion,
+    in_order,
+    linear,
+    residual_bottleneck,
+    unit_of,
+    units_of,
+)
+from .activations import LeakyReLU, ReLU, ReLU6, contiguous
 from .containers import Parallel, Residual, Sequential
 from .convolutions import SeparableConv2d, _Convolution
 from .linear import Linear
@@ -34,17 +43,6 @@ from .normalization import _BatchNorm
 from .reshaping import Dropout, Flatten
 
 __all__ = ["Fused", "fuse"]
-
-Step = Callable[[np.ndarray], np.ndarray]
-SHAPES_KEPT = 16  # of a pair of convolutions that is one run
-SMOOTH = {Sigmoid: "sigmoid", Tanh: "tanh", SiLU: "silu", GELU: "gelu"}
-
-
-def activation_name(layer: Layer | None) -> str | None:
-    """The name by which a convolution computes an activation itself; None for other layers and slopes."""
-    if isinstance(layer, (ReLU, ReLU6, LeakyReLU)):
-        return layer.rectifier
-    return SMOOTH.get(type(layer))  # type: ignore[arg-type]
 
 
 class Fused:
@@ -128,15 +126,7 @@ def _fused(layer: Layer, cold: bool) -> tuple[Step, list[str]]:
         if step is not None:
             steps.append(step)
             lines += text
-    if len(steps) == 1:
-        return steps[0], lines
-
-    def run(x: np.ndarray) -> np.ndarray:
-        for step in steps:
-            x = step(x)
-        return x
-
-    return run, lines
+    return in_order(steps), lines
 
 
 def _chain(layer: Layer) -> list[Layer]:
@@ -157,178 +147,25 @@ def _step(chain: list[Layer], cold: bool) -> tuple[Step | None, list[str], int]:
         return (*_parallel(layer, cold), 1)
     if isinstance(layer, Flatten):
         return _flatten(layer), [repr(layer)], 1
-    if isinstance(layer, (_Convolution, Linear)):
-        unit, used = _unit(chain)
-        if isinstance(layer, Linear):
-            return _linear(layer, unit.norm, unit.activation), [str(unit)], used
-        if used < len(chain) and isinstance(chain[used], _Convolution):
-            second, more = _unit(chain[used:])
-            if may_be_expanded(unit, second):
-                return _expanded(unit, second, cold), [str(unit), str(second)], used + more
-        return _convolution(unit, cold), [str(unit)], used
+    if isinstance(layer, Linear):
+        unit, used = unit_of(chain)
+        return linear(layer, unit.norm, unit.activation), [str(unit)], used
+    if isinstance(layer, _Convolution):
+        return _convolutions(chain, cold)
     if isinstance(layer, _BatchNorm) and rest and rest[0].rectifier and len(chain) > 1 and chain[1] is rest[0]:
         name = rest[0].rectifier
         return lambda x: layer.activated(x, name), [f"{layer!r} + {name}"], 2
     return layer, [repr(layer)], 1
 
 
-# -- convolutions and fully connected layers ------------------------------------------------------------------------------
-
-
-class Unit(NamedTuple):
-    """A layer with the norm and the activation that follow it and become part of it."""
-
-    layer: Any
-    norm: Layer | None
-    activation: str | None
-
-    def __str__(self) -> str:
-        norm = type(self.norm).__name__ if self.norm else None
-        return " + ".join(name for name in (repr(self.layer), norm, self.activation) if name)
-
-
-def _unit(chain: list[Layer]) -> tuple[Unit, int]:
-    """The unit that a chain begins with, and how many of its layers that takes."""
-    layer, rest = chain[0], [part for part in chain[1:4] if not isinstance(part, Dropout)]
-    norm = rest[0] if rest and _folds(layer, rest[0]) else None
-    following = rest[1:] if norm else rest
-    name = activation_name(following[0] if following else None)
-    last = following[0] if name else norm or layer
-    return Unit(layer, norm, name), next(i for i, part in enumerate(chain) if part is last) + 1
-
-
-def _folds(layer: Layer, norm: Layer) -> bool:
-    """Whether a norm is that of the layer's output channels by fixed statistics."""
-    if not isinstance(norm, _BatchNorm) or "running_mean" not in norm.buffers:
-        return False
-    if isinstance(layer, Linear):
-        return norm.num_features == layer.out_features and 2 in norm.ranks
-    assert isinstance(layer, _Convolution)
-    return norm.num_features == layer.out_channels and layer.ndim + 2 in norm.ranks and norm.layout == layer.layout
-
-
-def _folded(layer: _Convolution | Linear, norm: Layer | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights and bias with a norm's factors."""
-    weight, bias = layer.params["weight"], layer.params.get("bias")
-    if norm is None:
-        return weight, bias
-    assert isinstance(norm, _BatchNorm)
-    factor = 1 / np.sqrt(norm.buffers["running_var"].astype(np.float64) + norm.eps)
-    shift = -norm.buffers["running_mean"] * factor
-    if "weight" in norm.params:
-        gamma = norm.params["weight"].astype(np.float64)
-        factor, shift = factor * gamma, shift * gamma + norm.params["bias"]
-    if bias is not None:
-        shift = shift + factor * bias
-    return (layer.to_state("weight", weight) * _per_output(layer, factor)).astype(weight.dtype), shift.astype(weight.dtype)
-
-
-def _per_output(layer: _Convolution | Linear, factor: np.ndarray) -> np.ndarray:
-    """Factors of the output channels, in a shape that multiplies PyTorch's weights."""
-    if isinstance(layer, Linear) or not layer.transposed:
-        return factor.reshape(-1, *(1,) * (layer.params["weight"].ndim - 1))
-    # input channels come first, those of a group together, and each group has its own outputs
-    each = layer.in_channels // layer.groups
-    return np.repeat(factor.reshape(layer.groups, -1), each, axis=0).reshape(layer.in_channels, -1, *(1,) * layer.ndim)
-
-
-def _weights(unit: Unit) -> tuple[np.ndarray, np.ndarray | None]:
-    """A convolution's weights and bias with its norm's factors, in its layout."""
-    weight, bias = _folded(unit.layer, unit.norm)
-    return (weight if unit.norm is None else unit.layer.from_state("weight", np.ascontiguousarray(weight))), bias
-
-
-def _convolution(unit: Unit, cold: bool) -> Step:
-    layer, activation = unit.layer, unit.activation
-    weight, bias = _weights(unit)
-    description = repr(layer)
-    run: Step
-    if layer.transposed:
-        transpose = getattr(conv, f"conv_transpose{layer.ndim}d")
-        options = layer.options
-
-        def run(x: np.ndarray) -> np.ndarray:
-            return transpose(x, weight, bias, activation=activation, **options)
-    else:
-        run = getattr(conv, f"plan_conv{layer.ndim}d")(weight, bias, activation=activation, cold_weights=cold, **layer.options)
-
-    def step(x: np.ndarray) -> np.ndarray:
-        try:
-            return run(x)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{description}: x of shape {x.shape}: {error}") from None
-
-    return step
-
-
-def may_be_expanded(first: Unit, second: Unit) -> bool:
-    """Whether a convolution is one of 1 x 1, and the next a depthwise one; whether their sizes suit is found by shape."""
-    one, other = first.layer, second.layer
-    return (one.ndim == other.ndim == 2 and not one.transposed and not other.transposed and one.layout == other.layout == "NCHW"
-            and one.kernel_size == (1, 1) and other.groups == other.in_channels == other.out_channels == one.out_channels)
-
-
-def _expanded(first: Unit, second: Unit, cold: bool) -> Step:
-    """A 1 x 1 convolution and the depthwise one behind it: one run for shapes that suit, unless a backend is asked for, else two."""
-    units = (first, second)
-    steps = [_convolution(unit, cold) for unit in units]
-    weights, biases = zip(*map(_weights, units))
-    made: dict[tuple[Any, ...], tuple[tuple[int, ...], ExpandedDepthwise, Any] | None] = {}
-
-    def prepared(x: np.ndarray) -> tuple[tuple[int, ...], ExpandedDepthwise, Any] | None:
-        if x.ndim != 4 or x.dtype != weights[0].dtype or current_choice(None).name is not None:
-            return None
-        try:
-            problems = pair_of_problems(x, units, weights, biases)
-        except ValueError:  # the steps say what is wrong
-            return None
-        if not expanded_fits(*problems):
-            return None
-        kernel = ExpandedDepthwise(*problems)
-        return problems[1].public_shape(problems[1].output_shape), kernel, kernel.pack(weights, biases)
-
-    def step(x: np.ndarray) -> np.ndarray:
-        key = (x.shape, x.dtype, num_threads())
-        if key not in made:
-            if len(made) >= SHAPES_KEPT:
-                made.clear()
-            made[key] = prepared(x)
-        found = made[key]
-        if found is None:
-            return steps[1](steps[0](x))
-        shape, kernel, packed = found
-        y = np.empty(shape, x.dtype)
-        kernel.run(contiguous(x), packed, y)
-        return y
-
-    return step
-
-
-def pair_of_problems(x: np.ndarray, units: Sequence[Unit], weights: Sequence[np.ndarray], biases: Sequence[Any]) -> list[Problem]:
-    """The problems of two convolutions that follow each other."""
-    problems: list[Problem] = []
-    shape = x.shape
-    for unit, weight, bias in zip(units, weights, biases):
-        options = Options(**unit.layer.options, activation=unit.activation)
-        problems.append(Problem.create("forward", 2, shape, weight.shape, weight.dtype.name, options, bias=bias is not None))
-        shape = problems[-1].public_shape(problems[-1].output_shape)
-    return problems
-
-
-def _linear(layer: Linear, norm: Layer | None, activation: str | None) -> Step:
-    weight, bias = _folded(layer, norm)
-    folded = copy.copy(layer)
-    folded.params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-
-    def step(x: np.ndarray) -> np.ndarray:
-        y = folded(x) if norm is None or x.ndim == 2 else norm(layer(x))  # with three axes the norm's channels are the second
-        if activation is not None and activation in SMOOTH.values():
-            apply(activation, y)
-        elif activation is not None:
-            rectify_in_place(y, *rectifier(activation))
-        return y
-
-    return step
+def _convolutions(chain: list[Layer], cold: bool) -> tuple[Step, list[str], int]:
+    """The same of a convolution, with those behind it that make one run with it."""
+    for count, suits, make in ((3, are_bottleneck, bottleneck), (2, are_expansion, expansion)):
+        units, used = units_of(chain, count)
+        if suits(units):
+            return make(units, cold), [str(unit) for unit in units], used
+    unit, used = unit_of(chain)
+    return convolution(unit, cold), [str(unit)], used
 
 
 def _flatten(layer: Flatten) -> Step:
@@ -349,6 +186,22 @@ def _indented(key: str, lines: list[str]) -> list[str]:
 
 
 def _residual(layer: Residual, cold: bool) -> tuple[Step, list[str]]:
+    activation = layer.children.get("activation")
+    title = f"Residual{f' + {activation!r}' if activation else ''}"
+    chain = _chain(layer.children["branch"])
+    units, used = units_of(chain, 3)
+    rectified = activation is None or isinstance(activation, (ReLU, ReLU6, LeakyReLU))
+    name = activation_name(activation)
+    if (used == len(chain) and are_bottleneck(units) and units[-1].activation is None and "shortcut" not in layer.children
+            and rectified and (name is None) == (activation is None)):
+        return (residual_bottleneck(units, name, lambda: _sum(layer, cold)[0]),
+                [title, *_indented("branch", [str(unit) for unit in units])])
+    step, text = _sum(layer, cold)
+    return step, [title, *text]
+
+
+def _sum(layer: Residual, cold: bool) -> tuple[Step, list[str]]:
+    """The sum of a branch and a shortcut, and what they consist of."""
     branch, lines = _fused(layer.children["branch"], cold)
     text = _indented("branch", lines)
     shortcut: Step | None = None
@@ -371,7 +224,7 @@ def _residual(layer: Residual, cold: bool) -> tuple[Step, list[str]]:
         rectify_in_place(y, slope, ceiling, contiguous(carried))
         return y if after is None else after(y)
 
-    return step, [f"Residual{f' + {activation!r}' if activation else ''}", *text]
+    return step, text
 
 
 def _parallel(layer: Parallel, cold: bool) -> tuple[Step, list[str]]:
