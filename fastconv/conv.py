@@ -6,6 +6,7 @@ Each function is made for its three ranks by one factory; what they do with thei
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -342,8 +343,10 @@ def _reached(problem: Problem, gy: np.ndarray) -> tuple[slice, ...]:
 def _make_plan(ndim: int) -> Callable[..., Convolution]:
     def plan_conv(w: Any, bias: Any = None, *, input_shape: Sequence[int] | None = None, stride: Any = 1, padding: Any = 0,
                   dilation: Any = 1, groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW",
-                  activation: str | None = None, backend: str | None = None, accuracy: str | None = None) -> Convolution:
+                  activation: str | None = None, backend: str | None = None, accuracy: str | None = None,
+                  cold_weights: bool = False) -> Convolution:
         options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
+        options = replace(options, cold_weights=bool(cold_weights))
         return Convolution(ndim, w, bias, options, backend, input_shape)
 
     return _named(plan_conv, f"plan_conv{ndim}d", ndim, """\
@@ -360,6 +363,9 @@ def _make_plan(ndim: int) -> Callable[..., Convolution]:
     {options}
     activation
         As in `conv{n}d`.
+    cold_weights : bool
+        Whether the weights come from memory at each call, as those of a network do that is larger than the caches. The plan then
+        prefers methods that read fewer bytes of them.
 
     Returns
     -------

@@ -59,6 +59,7 @@ class Options:
     layout: Any = "NCHW"
     activation: Any = None
     accuracy: Any = "default"
+    cold_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Problem:
     activation: str | None = None
     accuracy: str = "default"
     device: str = "cpu"
+    cold_weights: bool = False  # whether they come from memory at each run, as those of a network do that is larger than the caches
 
     @staticmethod
     def create(pass_name: str, ndim: int, input_shape: Sequence[int], weight_shape: Sequence[int], dtype: str,
@@ -123,7 +125,7 @@ class Problem:
             input_size=(1,) * lead + size, kernel_size=(1,) * lead + kernel, stride=(1,) * lead + stride,
             dilation=(1,) * lead + dilation, padding=((0, 0),) * lead + padding,
             padding_mode=mode if any(map(any, padding)) else "zeros", dtype=dtype, layout=layout, bias=bias,
-            activation=activation, accuracy=accuracy, device=device)
+            activation=activation, accuracy=accuracy, device=device, cold_weights=bool(options.cold_weights))
         if min(problem.output_size) < 1:
             padded = tuple(n + low + high for n, (low, high) in zip(size, padding, strict=True))
             raise ValueError(f"kernel of size {kernel} with dilation={dilation} is larger than the padded input {padded} "

@@ -64,7 +64,7 @@ def warmup(dtypes: Sequence[str] = ("float32",), operations: bool = True) -> lis
         steps = [*_backend_steps(), ("interleaving", _interleaving), *([("activations", _activations), ("sums", _sums)] if floats else [])]
         if operations:
             steps += [("max pools", _max_pools), ("unfold and fold", _unfolding), ("locally connected", _local)]
-            steps += [("mean pools", _mean_pools), ("deformable", _deformable), ("layers", _layers)] if floats else []
+            steps += [("mean pools", _mean_pools), ("deformable", _deformable), ("layers", _layers), ("blocks", _blocks)] if floats else []
         times += [_timed(f"{name} {computed}", step, computed) for name, step in steps]
     return [*times, _timed("machine constants again", measure_again)]
 
@@ -170,6 +170,18 @@ def _deformable(dtype: str) -> None:
 
     x, w, offset = np.zeros((1, 1, 3, 3), dtype), np.zeros((1, 1, 1, 1), dtype), np.zeros((1, 2, 3, 3), dtype)
     deform_conv2d_backward(deform_conv2d(x, offset, w), x, offset, w)
+
+
+def _blocks(dtype: str) -> None:
+    """Convolutions that are one run in fused models; so many channels that all threads have tasks."""
+    from . import nn
+    from .backends._jit import num_threads
+
+    between = 32 * num_threads()
+    parts = [nn.Conv2d(4, between, 1, dtype=dtype), nn.Conv2d(between, between, 3, padding=1, groups=between, dtype=dtype),
+             nn.Conv2d(between, 4, 1, dtype=dtype)]
+    for model in (nn.Sequential(*parts[:2]), nn.Residual(nn.Sequential(*parts))):
+        model.fuse((1, 4, 7, 7))
 
 
 def _layers(dtype: str) -> None:

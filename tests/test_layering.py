@@ -54,7 +54,7 @@ ALLOWED = {
 USERS = ("linalg", "signal", "ndimage", "nn", "dask")  # of the public functions
 ALLOWED |= {name: {"_modes", "problem", "dispatcher", "_arrays", "_calls", "conv", "depthwise", "pool", "unfolding", "local",
                     "deformable", "linear", "_receptive_field", "linalg", "nn"} for name in USERS}
-ALLOWED["nn"] |= {"_padding", "_planned", "_pool_calls", "local"} | HELPERS  # its kernels lie with the backends
+ALLOWED["nn"] |= {"asking", "_padding", "_planned", "_pool_calls", "local"} | HELPERS  # its kernels lie with the backends
 TOP = ("__init__", "__main__", "cli", "bench", "train", "imaging", "config", "warming")  # these may import everything
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -3,11 +3,16 @@
 import copy
 import importlib.util
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+import fastconv as fc
 import fastconv.nn as nn
+from fastconv import conv
+from fastconv.backends import _bottleneck, _expanded
+from fastconv.nn import fusion
 
 
 def shaken(model, seed=0):
@@ -79,6 +84,163 @@ def test_fused_gives_the_same(name):
     for again in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
         np.testing.assert_array_equal(again(x), y)
         assert repr(again) == repr(fused)
+
+
+@pytest.mark.parametrize("name", ["conv", "nhwc", "residual", "parallel"])
+def test_weights_beyond_the_caches(name, monkeypatch):
+    """Are planned as such in all layers of a model, however small each is, and the result is the same."""
+    make, shape, _ = MODELS[name]
+    planned = []
+    plan_conv2d = conv.plan_conv2d
+
+    def noted(*arrays, cold_weights, **options):
+        planned.append(cold_weights)
+        return plan_conv2d(*arrays, cold_weights=cold_weights, **options)
+
+    monkeypatch.setattr(conv, "plan_conv2d", noted)
+    model = shaken(make())
+    x = np.random.default_rng(1).normal(size=shape)
+    wanted = model(x)
+    convolutions = sum(isinstance(layer, nn.Conv2d) for _, layer in model.named_layers())
+    model.fuse(shape)
+    assert planned == [False] * convolutions
+    monkeypatch.setattr(fusion, "CACHED_BYTES", 10)
+    np.testing.assert_allclose(model.fuse(shape)(x), wanted, rtol=1e-9, atol=1e-10)
+    assert planned[convolutions:] == [True] * convolutions
+
+
+EXPANDED = {  # channels of x and of what lies between, size, kernel, stride, padding
+    "few channels, wide": (3, 61, (40, 53), 3, 1, 1),
+    "short last panel": (5, 64, (11, 9), 3, 2, 1),
+    "one panel and one pixel": (8, 70, (3, 11), 5, 1, 2),
+    "whole panels": (16, 66, (8, 16), 3, 2, (0, 1)),
+    "large kernel": (4, 90, (13, 17), 7, 1, (3, 5)),
+    "no border": (4, 90, (13, 17), 3, 1, 0),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", EXPANDED)
+def test_expansion_and_depthwise_as_one(name, dtype, threads, monkeypatch):
+    """The same as one after the other, also of inputs that are not contiguous, of NaN, and by a backend that is asked for."""
+    channels, between, size, kernel, stride, padding = EXPANDED[name]
+    runs = []
+    run = _expanded.ExpandedDepthwise.run
+    monkeypatch.setattr(_expanded.ExpandedDepthwise, "run", lambda self, *operands: runs.append(self) or run(self, *operands))
+    model = shaken(nn.Sequential(nn.Conv2d(channels, between, 1, bias=False, dtype=dtype), nn.BatchNorm2d(between, dtype=dtype), nn.ReLU6(),
+                                 nn.Conv2d(between, between, kernel, stride, padding, groups=between, dtype=dtype), nn.LeakyReLU()))
+    fused = model.fuse()
+    x = np.random.default_rng(2).normal(size=(2, channels, *size)).astype(dtype)
+    x[1, -1, 2, 3] = np.nan
+    wanted, tolerance = model(x), 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(fused(x), wanted, rtol=tolerance, atol=tolerance)
+    assert len(runs) == 1
+    np.testing.assert_array_equal(fused(np.asfortranarray(x)), fused(x))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fused))(x), fused(x))
+    assert len(runs) == 5
+    with fc.use_backend("direct"):
+        np.testing.assert_allclose(model.fuse()(x), wanted, rtol=tolerance, atol=tolerance)
+    assert len(runs) == 5
+    assert np.isnan(wanted).any() and not np.isnan(wanted).all()
+
+
+def test_expansion_that_is_two_runs():
+    """Where planes are too large, lie in the same cache sets, or have too few channels; single samples; wrong shapes."""
+    model = nn.Sequential(nn.Conv2d(3, 66, 1), nn.ReLU6(), nn.Conv2d(66, 66, 3, groups=66))
+    fused = model.fuse()
+    for shape in ((1, 3, 32, 32), (1, 3, 200, 170), (3, 20, 21), (1, 3, 4, 4)):
+        x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+        np.testing.assert_allclose(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    for shape in ((1, 4, 20, 20), (1, 3, 2, 2), (3, 3)):
+        with pytest.raises(ValueError, match="Conv2d"):
+            fused(np.zeros(shape, np.float32))
+
+
+def block(channels, between, kernel, stride, padding, out, dtype, activation=None):
+    """Expansion, depthwise convolution and projection."""
+    return nn.Sequential(nn.Conv2d(channels, between, 1, bias=False, dtype=dtype), nn.BatchNorm2d(between, dtype=dtype), nn.ReLU6(),
+                         nn.Conv2d(between, between, kernel, stride, padding, groups=between, dtype=dtype), nn.LeakyReLU(),
+                         nn.Conv2d(between, out, 1, dtype=dtype), *([activation] if activation else []))
+
+
+@pytest.fixture
+def bottlenecks(monkeypatch):
+    """The blocks that were one run so far, wherever they suit."""
+    runs = []
+    run = _bottleneck.Bottleneck.run
+    monkeypatch.setattr(_bottleneck.Bottleneck, "run", lambda self, *operands: runs.append(self) or run(self, *operands))
+    monkeypatch.setattr(_bottleneck, "_saves", lambda problem: True)
+    return runs
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = fc.get_num_threads()
+    fc.set_num_threads(request.param)
+    yield request.param
+    fc.set_num_threads(before)
+
+
+@pytest.mark.parametrize("group_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", EXPANDED)
+def test_bottleneck_as_one(name, dtype, group_bytes, threads, bottlenecks, monkeypatch):
+    """Three convolutions by themselves, and with a shortcut where the shapes are equal; twice the same bits."""
+    monkeypatch.setattr(_bottleneck, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(_bottleneck, "SUMS_BYTES", 1 << 20)
+    channels, between, size, kernel, stride, padding = EXPANDED[name]
+    x = np.random.default_rng(2).normal(size=(2, channels, *size)).astype(dtype)
+    x[1, -1, 2, 3] = np.nan
+    models = [block(channels, between, kernel, stride, padding, 17, dtype, nn.ReLU())]
+    if models[0](x).shape[2:] == size:
+        branch = block(channels, between, kernel, stride, padding, channels, dtype)
+        models += [nn.Residual(branch), nn.Residual(branch, activation=nn.ReLU6())]
+    tolerance = 1e-11 if dtype == "float64" else 1e-4
+    for count, model in enumerate(map(shaken, models)):
+        wanted, fused = model(x), model.fuse()
+        y = fused(x)
+        assert len(bottlenecks) == 4 * count + 1
+        np.testing.assert_allclose(y, wanted, rtol=tolerance, atol=tolerance * np.nanmax(np.abs(wanted)))
+        for again in (fused, pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
+            np.testing.assert_array_equal(again(x), y)
+        assert repr(fused).count("Conv2d") == 3
+        assert np.isnan(wanted).any() and not np.isnan(wanted).all()
+
+
+def test_bottleneck_that_is_several_runs(bottlenecks):
+    """Activations that are no rectifiers, shapes that differ, sums that are too large; errors are those of the layers."""
+    plain = block(3, 66, 3, 1, 1, 3, "float32")
+    shapes = ((1, 3, 20, 21), (1, 3, 64, 64), (1, 3, 4, 4))
+    models = [nn.Residual(plain, activation=nn.Sigmoid()), nn.Residual(plain, activation=nn.LeakyReLU(0.3)),
+              nn.Residual(plain, nn.Conv2d(3, 3, 1)), nn.Residual(block(3, 66, 3, 1, 1, 3, "float32", nn.ReLU())),
+              block(3, 66, 3, 1, 1, 3, "float32", nn.SiLU()), block(3, 66, 3, 1, 1, 300, "float32")]
+    for model in map(shaken, models):
+        fused = model.fuse()
+        for shape in shapes:
+            x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+            wanted = model(x)
+            np.testing.assert_allclose(fused(x), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    ones = len(bottlenecks)
+    with fc.use_backend("direct"):
+        nn.Residual(plain).fuse()(np.ones((1, 3, 20, 21), np.float32))
+    assert len(bottlenecks) == ones
+    with pytest.raises(ValueError, match="the branch gives shape"):
+        nn.Residual(block(3, 66, 3, 2, 1, 3, "float32")).fuse()(np.ones((1, 3, 20, 21), np.float32))
+    with pytest.raises(ValueError, match="Conv2d"):
+        nn.Residual(plain).fuse()(np.ones((1, 4, 20, 21), np.float32))
+
+
+def test_bottlenecks_in_several_threads(bottlenecks):
+    """Their sums are each caller's own."""
+    model = shaken(nn.Residual(block(8, 96, 3, 1, 1, 8, "float32")))
+    fused = model.fuse()
+    inputs = [np.random.default_rng(i).normal(size=(1, 8, 15, 14)).astype(np.float32) for i in range(4)]
+    wanted = [fused(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for y, expected in zip(pool.map(fused, inputs), wanted, strict=True):
+                np.testing.assert_array_equal(y, expected)
+    assert len(bottlenecks) == 44
 
 
 def test_pickles_of_fused_models_hold_no_gradients():

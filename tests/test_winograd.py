@@ -1,12 +1,13 @@
 """Every minimal-filtering algorithm by itself: its matrices are exact, and its float32 error keeps within what is promised."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import poisoned
 
-from fastconv.backends import _winograd_blocks, _winograd_choice, _winograd_gradient, _winograd_strips, cpu_im2col, cpu_winograd
+from fastconv.backends import Machine, _winograd_blocks, _winograd_choice, _winograd_gradient, _winograd_strips, cpu_im2col, cpu_winograd
 from fastconv.backends._bilinear import axis_algorithm
 from fastconv.backends._scratch import reused_operands
 from fastconv.problem import Options, Problem
@@ -157,6 +158,30 @@ def check_gradient(problem):
     result, finite = run(cpu_winograd, problem, first, second)
     assert finite
     np.testing.assert_allclose(result, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [5, 20, 37])  # tiles fewer than a register tile's rows, a few of them, and several boxes
+def test_cold_weights_change_no_bit(size, layout, monkeypatch):
+    """What the products fetch ahead is never used by them."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 24, size, size) if layout == "NCHW" else (2, size, size, 24), np.float32)
+    w = rng.standard_normal((70, 24, 3, 3) if layout == "NCHW" else (3, 3, 24, 70), np.float32)
+    warm = Problem.create("forward", 2, x.shape, w.shape, "float32", Options(padding=1, layout=layout))
+    for algorithm in _winograd_choice.algorithms(warm):
+        chosen(monkeypatch, algorithm)
+        results = [run(cpu_winograd, problem, x, w)[0] for problem in (warm, replace(warm, cold_weights=True))]
+        np.testing.assert_array_equal(*results)
+
+
+def test_cold_weights_are_fewer():
+    """Of 512 channels at 7 x 7 the quickest algorithm reads more bytes than a memory gives in that time."""
+    machine = Machine("", 150e9, 75e9, 15e9, 90e9, 2e-6, threads=2)
+    warm = Problem.create("forward", 2, (1, 512, 7, 7), (512, 512, 3, 3), "float32", Options(padding=1))
+    _, quick = _winograd_choice.best_algorithm(warm, machine)
+    seconds, small = _winograd_choice.best_algorithm(replace(warm, cold_weights=True), machine)
+    assert small.products < quick.products
+    assert seconds > small.products * 512 * 512 * 4 / (machine.bandwidth * machine.threads)
 
 
 @pytest.mark.parametrize("pass_name", ["forward", "grad_weight"])

@@ -34,7 +34,10 @@ import numpy as np
 
 from ..problem import Problem
 
-__all__ = ["Backend", "BackendError", "Kernel", "Machine", "load", "modules"]
+__all__ = ["CACHED_BYTES", "Backend", "BackendError", "Kernel", "Machine", "load", "modules"]
+
+# Of arrays that a last-level cache keeps from call to call (bench_conv.py, filters).
+CACHED_BYTES = 16 * 1024 * 1024
 
 
 class BackendError(ValueError):

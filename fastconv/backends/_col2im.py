@@ -243,7 +243,7 @@ def im2col_grad_input(gy, w, bias, gx, constants, scratch, counters, thread, thr
                     here = advance(gy, ((image + n) * c.groups + group) * c.depth * c.points + row * c.out_w)
                     table = advance(offsets, 0 if rows == c.band else c.band * c.out_w + TILE_ROWS)
                     multiply_rows(tiles, rows * c.out_w, here, table, k_offsets, c.depth, advance(scratch, column * c.depth), width,
-                                  zeros, 0, sums, count)
+                                  zeros, 0, sums, count, 0)
                     turn_columns(c, sums, width, count, rows, turned)
                     add_columns(c, turned, count, row, rows, starts, advance(targets, column), advance(planes, n * c.chunk * c.plane))
         for n in range(images):

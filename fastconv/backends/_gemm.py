@@ -91,18 +91,17 @@ def make_tile(rows: int, columns: int):
     """The micro-kernel of one tile size, to be called through its address.
 
     The sums of its rows start from `start`, whose rows are `start_pitch` apart (0 for a bias), and end in `sums`, whose
-    rows are as wide as a panel. Panels of large layers come from the last-level cache or from memory, so they are fetched
-    ahead.
+    rows are as wide as a panel. Panels of large layers come from the last-level cache or from memory, so memory is fetched
+    ahead: from w + ahead on, `ahead_step` further at each step.
     """
 
     @addressed
-    def tile(x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):
+    def tile(x, row_offsets, k_offsets, depth, w, width, ahead, ahead_step, start, start_pitch, sums):
         acc = tile_load(start, start_pitch, rows, columns)
         for k in range(depth):
             acc = tile_outer(acc, advance(x, get(k_offsets, k)), row_offsets, advance(w, k * width), rows)
-            ahead = (k + PREFETCHED_ROWS) * width
-            prefetch_read(w, ahead)
-            prefetch_read(w, ahead + lanes_of(w))
+            prefetch_read(w, ahead + k * ahead_step)
+            prefetch_read(w, ahead + k * ahead_step + lanes_of(w))
         tile_store(sums, width, acc, rows)
 
     return tile
@@ -136,21 +135,36 @@ def tile_addresses(dtype: str) -> np.ndarray:
 
 
 @inlined
-def multiply_tile(tiles, left, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
+def multiply_fetching(tiles, left, x, row_offsets, k_offsets, depth, w, width, ahead, ahead_step, start, start_pitch, sums, count):
     """The next tile of at most `left` rows, by its entry of `tile_addresses`; returns how many rows it took."""
     rows = FIRST_TILES[min(left, 2 * TILE_ROWS)]
     address = tiles[rows if count > lanes_of(w) else TILE_ROWS + 1 + rows]
-    call_tile(address, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums)
+    call_tile(address, x, row_offsets, k_offsets, depth, w, width, ahead, ahead_step, start, start_pitch, sums)
     return min(left, rows)
 
 
 @inlined
-def multiply_rows(tiles, rows, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
-    """All tiles of `rows` rows of a panel, whose sums start from rows `start_pitch` apart."""
+def multiply_tile(tiles, left, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count):
+    """The same, which fetches the panel's own rows ahead."""
+    return multiply_fetching(tiles, left, x, row_offsets, k_offsets, depth, w, width, PREFETCHED_ROWS * width, width, start, start_pitch,
+                             sums, count)
+
+
+@inlined
+def multiply_rows(tiles, rows, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums, count, following):
+    """All tiles of `rows` rows of a panel, whose sums start from rows `start_pitch` apart.
+
+    `following` is from w to the panel that is multiplied next, which they fetch together, where weights come from memory:
+    memory would rest while all but the first tile find their panel in the cache. It is 0 where they do not, or come in order.
+    """
+    ahead, step = PREFETCHED_ROWS * width, width
+    shared = following > 0 and rows > FIRST_TILES[min(rows, 2 * TILE_ROWS)]
     row = 0
     while row < rows:
-        row += multiply_tile(tiles, rows - row, x, advance(row_offsets, row), k_offsets, depth, w, width,
-                             advance(start, row * start_pitch), start_pitch, advance(sums, row * width), count)
+        if shared:
+            ahead, step = following + depth * row // rows * width, lanes_of(w)
+        row += multiply_fetching(tiles, rows - row, x, advance(row_offsets, row), k_offsets, depth, w, width, ahead, step,
+                                 advance(start, row * start_pitch), start_pitch, advance(sums, row * width), count)
 
 
 @outlined

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from ..problem import Problem
-from . import Machine
+from . import CACHED_BYTES, Machine
 from ._boxes import TASKS_PER_THREAD, Geometry, cut, speedup
 from ._col2im import col2im_seconds
 from ._gemm import panel_width
@@ -25,10 +25,10 @@ ROW_COST, COPY_COST = 15, 10  # vector multiply-adds of copying a row of a box, 
 EFFICIENCY = 0.91  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
 SINGLE_EFFICIENCY = 0.62  # the same of tiles one vector wide, where a channel or sixteen are left over: loads limit it
 MOVED_PASSES = 1.0  # times operands and result pass the second-level cache (bench_conv.py, 1x1)
-CACHED_BYTES = 16 * 1024 * 1024  # of operands and result that a last-level cache keeps from call to call (bench_conv.py, filters)
 PARTS_SECONDS = 6e-6  # of allocating and adding partial gradients by NumPy (bench_conv.py, tiny)
 PACK_SPEED = 1.6  # times the bandwidth at which one thread writes panels (bench_conv.py, 3x3 layers)
 PACK_SECONDS = 1.6e-6  # of Python around packing (bench_conv.py, tiny)
+EXPOSED = 0.75  # share of the time of weights from memory that the products do not hide (cold plans of 3x3_512@7, 3x3s2_512@14)
 CALL_SECONDS = 1e-6  # of Python around a run (bench_conv.py, tiny)
 
 
@@ -138,7 +138,7 @@ def _product_seconds(problem: Problem, machine: Machine) -> float:
     if p.flops <= SERIAL_FLOPS:
         return work
     far = p.bytes / machine.bandwidth if p.bytes > CACHED_BYTES else 0.0
-    return machine.region_seconds + max(far, work) / machine.threads
+    return machine.region_seconds + max(far, work) / machine.threads + cold_seconds(p, machine)
 
 
 def _forward_seconds(problem: Problem, machine: Machine) -> float:
@@ -156,7 +156,14 @@ def _forward_seconds(problem: Problem, machine: Machine) -> float:
     touched = _touched_bytes(p)
     far = touched / (machine.bandwidth * machine.threads) if touched > CACHED_BYTES else 0.0
     near = copies / speedup(g.boxes, machine.threads) + (multiply + moved) / speedup(g.boxes * panels, machine.threads)
-    return machine.region_seconds + max(far, near)
+    return machine.region_seconds + max(far, near) + cold_seconds(p, machine)
+
+
+def cold_seconds(problem: Problem, machine: Machine) -> float:
+    """What weights from memory add."""
+    p = problem
+    streamed = math.prod(p.weight_shape) * p.itemsize / (machine.bandwidth * machine.threads)
+    return EXPOSED * streamed if p.cold_weights else 0.0
 
 
 def takes_col2im(problem: Problem, machine: Machine) -> bool:

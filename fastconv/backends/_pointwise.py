@@ -50,9 +50,12 @@ BLOCKS_PER_THREAD = 32  # of panels: enough to balance, few enough counters
 ALIASED_BYTES = 4096  # apart, lines share a set of the first-level cache
 NEAR_BYTES = 16 * 1024  # of a panel that stays in that cache while so many tiles read it that its copy pays
 NEAR_TILES = 6
-CHUNK_TILES = 4  # of a task where blocks are few
+CHUNK_TILES = 2  # of a task where blocks are few (32 -> 192 at 28 x 28 in MobileNetV2: 82 us with 4, 60)
 # An image of so many bytes is not cut where tiles are enough: where threads meet, each row of y has a line that both write.
 WHOLE_BYTES, FEWEST_CHUNKS = 256 * 1024, 4
+# An image of so many bytes, read by few tiles, comes from the caches of the cores that wrote it: faster in one sweep, the panel's
+# copy, than channel by channel in the first tile (576 -> 96 at 14 x 14 in MobileNetV2: 125 us, 106; by itself, 95 both).
+PASSED_BYTES = 1024 * 1024
 TILE_OVERHEAD = 8  # input channels that filling and storing a tile costs (bench_conv.py, 1x1)
 EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 1x1)
 SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
@@ -193,7 +196,9 @@ class PointwiseForward:
         blocks = 1 if whole else min(panels, -(-BLOCKS_PER_THREAD * threads // (p.batch * p.groups)))
         few = p.batch * p.groups * blocks < BLOCKS_PER_THREAD * threads
         panel_bytes = p.group_in * width * p.itemsize
-        copied = pixels * p.itemsize % ALIASED_BYTES == 0 and panel_bytes <= NEAR_BYTES and len(tiles) >= NEAR_TILES
+        aliased = pixels * p.itemsize % ALIASED_BYTES == 0 and panel_bytes <= NEAR_BYTES and len(tiles) >= NEAR_TILES
+        near = not whole and len(tiles) < FEWEST_CHUNKS * threads and p.group_in * pixels * p.itemsize <= PASSED_BYTES
+        copied = aliased or near
         product = Product(p.batch, p.groups, p.group_in, p.group_out, pixels, layout.start, layout.group, layout.output, layout.channel,
                           panels, blocks, int(not copied), len(tiles), min(len(tiles), CHUNK_TILES) if few else len(tiles))
         addresses = np.array([tile_address(rows, columns, p.dtype) for _, rows in tiles for columns in (TILE_COLUMNS, 1)], np.int64)

@@ -44,6 +44,9 @@ TRANSFORM_PASSES = (2.5, 4, 8)
 # 3x3s2_128@56 folded: 1.21 ms, predicted without .80); few channels share lines:
 FOLD_PASSES = 40
 FOLDED_VECTORS = 4
+# Share of the products or of the streaming of weights from memory, whichever is shorter, that the other does not hide; all of it
+# where one register tile has all rows, which then waits for each panel (cold plans of 3x3_512@7, 3x3_256@14):
+EXPOSED = 0.25
 WEIGHT_READS = 4  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 # Weights that are used once (bench_conv.py, backward and plain calls, 3x3 layers of 128 to 512 channels):
@@ -192,7 +195,12 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
     transformed = tiles * products * (depths * lines + out_d * columns) * p.itemsize * transform_passes(algorithm)
     weights = boxes * products * columns * p.groups * channels * depth * p.itemsize
     moved = (transformed + folding_bytes(p, algorithm) + 2 * p.bytes) / machine.cache_bandwidth
-    moved += weights / (WEIGHT_READS * machine.bandwidth)
+    if p.cold_weights:
+        streamed = weights / boxes / machine.bandwidth
+        exposed = EXPOSED if tiles * out_d > TILE_ROWS * boxes * p.groups else 1
+        multiply = max(multiply, streamed) + exposed * min(multiply, streamed)
+    else:
+        moved += weights / (WEIGHT_READS * machine.bandwidth)
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
 

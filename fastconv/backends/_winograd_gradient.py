@@ -92,7 +92,7 @@ def winograd_grad_weight(v, z, chunk, gw, constants, scratch, counters, thread, 
             source = advance(v, group * o.v_group + product * o.v_product + tap * o.v_depth)
             weights = advance(z, group * o.z_group + panel * o.z_panel + product * o.z_product)
             multiply_rows(register_tiles, channels * folds, source, advance(rows, first * folds), taps, depth, weights, p.panel, zeros, 0,
-                          advance(scratch, product * p.m_product), outputs)
+                          advance(scratch, product * p.m_product), outputs, 0)
         to = advance(gw, (group * p.group_out + panel * p.panel) * p.gw_output + first * p.gw_channel + tap * p.gw_depth)
         if not store_gradient(p, scratch, finished, channels, outputs, targets, to, identity):
             raise_flag(counters)

@@ -198,7 +198,7 @@ def winograd_once(v, w, bias, y, constants, scratch, counters, thread, threads):
                     begun = c + d > 0
                     to = advance(sums, product * o.m_product)
                     multiply_rows(register_tiles, points, at, tiles, k_offsets, count * folds, weights, width,
-                                  to if begun else zeros, width if begun else 0, to, outputs)
+                                  to if begun else zeros, width if begun else 0, to, outputs, 0)
         output = group * o.group_out + panel * width
         if not store_strips(o, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), first, last, rows, ramp,
                             advance(y, output * o.y_channel), outputs, epilogue):

@@ -84,7 +84,7 @@ def add_products(p, register_tiles, rows, taps, depth, v, z, goes_on, zeros, sum
             to = advance(sums, panel * p.m_panel + product * p.m_product)
             multiply_rows(register_tiles, p.channels, advance(v, product * p.v_product), rows, taps, depth,
                           advance(z, panel * p.z_panel + product * p.z_product), p.panel, to if goes_on else zeros,
-                          p.panel if goes_on else 0, to, outputs)
+                          p.panel if goes_on else 0, to, outputs, 0)
 
 
 @parallel_kernel

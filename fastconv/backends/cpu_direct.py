@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from ..problem import Problem
 from . import (
+    CACHED_BYTES,
     Backend,
     Kernel,
     Machine,
@@ -49,7 +50,6 @@ ENGINES: dict[str, list[tuple[Callable[[Problem], float], Callable[[Problem], Ke
 }
 CALL_SECONDS = 0.8e-6  # of Python around a run (bench_conv.py, tiny)
 PICK_SECONDS, ELEMENT_SECONDS = 0.4e-6, 0.45e-9  # of picking a small kernel's weights by a table (the same)
-CACHED_BYTES = 16 * 1024 * 1024  # of operands and result that a last-level cache keeps from call to call (bench_conv.py, filters)
 
 
 def refuses(problem: Problem) -> str | None:

@@ -17,8 +17,7 @@ input, are transformed where they are multiplied (`_winograd_once`), if that is 
 
 Tried, and did not pay: folding by de-interleaved rows and register transposes (11x11 stride 4: 0.23 ms, phases copied side by
 side 0.20); folding 3x3 stride 2 with many channels (0.52 ms at 128 @56, polyphase 0.37). Fetching the next product's panel by
-all tiles of this one, where weights from a slow last-level cache bound the products: 512 channels 7 % faster at 14 x 14, 9 % slower
-at 7 x 7.
+all tiles of this one pays for weights from memory (512 at 7 x 7: 1.04 ms, .84), and for those from the last-level cache does not.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sections 4 and 5.
 """
@@ -96,6 +95,7 @@ class Geometry(NamedTuple):
     tiles_down: int
     m_product: int  # pitch of a product's plane of sums
     u_product: int  # and of its transformed weights
+    fetches_product: int  # 1 where each product fetches the next one's weights
 
     @property
     def boxes(self) -> int:
@@ -173,7 +173,8 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
         weights = advance(u, (group * per_group + panel) * products * g.u_product)
         for product in range(products):
             multiply_rows(register_tiles, points, advance(v, product * t.product), tiles, taps, depth,
-                          advance(weights, product * g.u_product), width, zeros, 0, advance(sums, product * g.m_product), channels)
+                          advance(weights, product * g.u_product), width, zeros, 0, advance(sums, product * g.m_product), channels,
+                          g.u_product if g.fetches_product == 1 else 0)
         for d in range(end[1] - start[1]):
             to = advance(y, start[0] * g.y_image + output * g.y_channel + ((start[1] + d) * g.out_h * g.out_w + start[3]) * g.y_point)
             if not store_tiles(g, t, output_transform, sums, width, advance(bias, (group * per_group + panel) * width), d * count,
@@ -240,7 +241,7 @@ class Forward:
         g = Geometry(p.groups, p.group_out, a.channels(p), p.kernel_size[0], sd, out_d, out_h, out_w, y_image, y_channel, y_point,
                      a.high.products, box_d, across * a.wide.outputs * dw, down, across, high, tiles_down,
                      odd_lines((box_d * tiles + TILE_ROWS) * self.width, lanes),
-                     odd_lines(p.kernel_size[0] * a.channels(p) * self.width, lanes))
+                     odd_lines(p.kernel_size[0] * a.channels(p) * self.width, lanes), int(p.cold_weights))
         return g, s, t
 
     def _space(self, g: Geometry, s: Source, t: Tiling) -> Space:

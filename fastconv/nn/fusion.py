@@ -1,6 +1,7 @@
 """A trained model as a function for inference: norms and activations folded into convolutions, weights packed into plans.
 
     conv, batch norm, activation     ->  one plan: w' = w s, b' = (b - mean) s + shift, with s = weight / sqrt(var + eps)
+    1x1, depthwise, 1x1, shortcut    ->  one run, and so are the first two by themselves, for shapes that suit
     branch + shortcut, activation    ->  one pass over the branch's output, in place
     dropout                          ->  nothing
 
@@ -11,16 +12,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .. import conv
-from ..backends._activation import apply, rectifier, rectify_in_place
+from ..backends import CACHED_BYTES
+from ..backends._activation import rectify_in_place
 from ..backends._scratch import keep_freed_memory
 from ._layer import Gradients, Layer
-from .activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Tanh, contiguous
+from ._units import (
+    Step,
+    activation_name,
+    are_bottleneck,
+    are_expansion,
+    bottleneck,
+    convolution,
+    expansion,
+    in_order,
+    linear,
+    residual_bottleneck,
+    unit_of,
+    units_of,
+)
+from .activations import LeakyReLU, ReLU, ReLU6, contiguous
 from .containers import Parallel, Residual, Sequential
 from .convolutions import SeparableConv2d, _Convolution
 from .linear import Linear
@@ -28,16 +43,6 @@ from .normalization import _BatchNorm
 from .reshaping import Dropout, Flatten
 
 __all__ = ["Fused", "fuse"]
-
-Step = Callable[[np.ndarray], np.ndarray]
-SMOOTH = {Sigmoid: "sigmoid", Tanh: "tanh", SiLU: "silu", GELU: "gelu"}
-
-
-def activation_name(layer: Layer | None) -> str | None:
-    """The name by which a convolution computes an activation itself; None for other layers and slopes."""
-    if isinstance(layer, (ReLU, ReLU6, LeakyReLU)):
-        return layer.rectifier
-    return SMOOTH.get(type(layer))  # type: ignore[arg-type]
 
 
 class Fused:
@@ -48,7 +53,7 @@ class Fused:
 
     def __init__(self, model: Layer, input_shape: tuple[int, ...] | None):
         self._model, self._shape = model, input_shape
-        self._step, lines = _fused(model)
+        self._step, lines = _fused(model, _weight_bytes(model) > CACHED_BYTES)
         self._text = "\n".join("  " + line for line in lines)
         self._dtype = next((p.params[p.key].dtype for p in model.named_parameters()), None)
         if input_shape is not None:
@@ -107,25 +112,21 @@ def fuse(model: Layer, input_shape: Sequence[int] | None = None) -> Fused:
     return Fused(own, None if input_shape is None else tuple(input_shape))
 
 
-def _fused(layer: Layer) -> tuple[Step, list[str]]:
-    """A layer as a function, and what it consists of in words."""
+def _weight_bytes(model: Layer) -> int:
+    return sum(p.params[p.key].nbytes for p in model.named_parameters())
+
+
+def _fused(layer: Layer, cold: bool) -> tuple[Step, list[str]]:
+    """A layer as a function, and what it consists of in words; the weights are `cold` where all of the model's exceed the caches."""
     steps, lines = [], []
     chain = _chain(layer)
     while chain:
-        step, text, used = _step(chain)
+        step, text, used = _step(chain, cold)
         del chain[:used]
         if step is not None:
             steps.append(step)
             lines += text
-    if len(steps) == 1:
-        return steps[0], lines
-
-    def run(x: np.ndarray) -> np.ndarray:
-        for step in steps:
-            x = step(x)
-        return x
-
-    return run, lines
+    return in_order(steps), lines
 
 
 def _chain(layer: Layer) -> list[Layer]:
@@ -135,107 +136,36 @@ def _chain(layer: Layer) -> list[Layer]:
     return [layer]
 
 
-def _step(chain: list[Layer]) -> tuple[Step | None, list[str], int]:
+def _step(chain: list[Layer], cold: bool) -> tuple[Step | None, list[str], int]:
     """What the first layers of a chain become, in words too, and how many they are."""
     layer, rest = chain[0], [part for part in chain[1:4] if not isinstance(part, Dropout)]
     if isinstance(layer, Dropout):
         return None, [], 1
     if isinstance(layer, Residual):
-        return (*_residual(layer), 1)
+        return (*_residual(layer, cold), 1)
     if isinstance(layer, Parallel):
-        return (*_parallel(layer), 1)
+        return (*_parallel(layer, cold), 1)
     if isinstance(layer, Flatten):
         return _flatten(layer), [repr(layer)], 1
-    if isinstance(layer, (_Convolution, Linear)):
-        norm = rest[0] if rest and _folds(layer, rest[0]) else None
-        following = rest[1:] if norm else rest
-        name = activation_name(following[0] if following else None)
-        last = following[0] if name else norm or layer
-        text = repr(layer) + (f" + {type(norm).__name__}" if norm else "") + (f" + {name}" if name else "")
-        make = _linear if isinstance(layer, Linear) else _convolution
-        return make(layer, norm, name), [text], next(i for i, part in enumerate(chain) if part is last) + 1  # type: ignore[arg-type]
+    if isinstance(layer, Linear):
+        unit, used = unit_of(chain)
+        return linear(layer, unit.norm, unit.activation), [str(unit)], used
+    if isinstance(layer, _Convolution):
+        return _convolutions(chain, cold)
     if isinstance(layer, _BatchNorm) and rest and rest[0].rectifier and len(chain) > 1 and chain[1] is rest[0]:
         name = rest[0].rectifier
         return lambda x: layer.activated(x, name), [f"{layer!r} + {name}"], 2
     return layer, [repr(layer)], 1
 
 
-# -- convolutions and fully connected layers ------------------------------------------------------------------------------
-
-
-def _folds(layer: Layer, norm: Layer) -> bool:
-    """Whether a norm is that of the layer's output channels by fixed statistics."""
-    if not isinstance(norm, _BatchNorm) or "running_mean" not in norm.buffers:
-        return False
-    if isinstance(layer, Linear):
-        return norm.num_features == layer.out_features and 2 in norm.ranks
-    assert isinstance(layer, _Convolution)
-    return norm.num_features == layer.out_channels and layer.ndim + 2 in norm.ranks and norm.layout == layer.layout
-
-
-def _folded(layer: _Convolution | Linear, norm: Layer | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights and bias with a norm's factors."""
-    weight, bias = layer.params["weight"], layer.params.get("bias")
-    if norm is None:
-        return weight, bias
-    assert isinstance(norm, _BatchNorm)
-    factor = 1 / np.sqrt(norm.buffers["running_var"].astype(np.float64) + norm.eps)
-    shift = -norm.buffers["running_mean"] * factor
-    if "weight" in norm.params:
-        gamma = norm.params["weight"].astype(np.float64)
-        factor, shift = factor * gamma, shift * gamma + norm.params["bias"]
-    if bias is not None:
-        shift = shift + factor * bias
-    return (layer.to_state("weight", weight) * _per_output(layer, factor)).astype(weight.dtype), shift.astype(weight.dtype)
-
-
-def _per_output(layer: _Convolution | Linear, factor: np.ndarray) -> np.ndarray:
-    """Factors of the output channels, in a shape that multiplies PyTorch's weights."""
-    if isinstance(layer, Linear) or not layer.transposed:
-        return factor.reshape(-1, *(1,) * (layer.params["weight"].ndim - 1))
-    # input channels come first, those of a group together, and each group has its own outputs
-    each = layer.in_channels // layer.groups
-    return np.repeat(factor.reshape(layer.groups, -1), each, axis=0).reshape(layer.in_channels, -1, *(1,) * layer.ndim)
-
-
-def _convolution(layer: _Convolution, norm: Layer | None, activation: str | None) -> Step:
-    weight, bias = _folded(layer, norm)
-    if norm is not None:
-        weight = layer.from_state("weight", np.ascontiguousarray(weight))
-    description = repr(layer)
-    run: Step
-    if layer.transposed:
-        transpose = getattr(conv, f"conv_transpose{layer.ndim}d")
-        options = layer.options
-
-        def run(x: np.ndarray) -> np.ndarray:
-            return transpose(x, weight, bias, activation=activation, **options)
-    else:
-        run = getattr(conv, f"plan_conv{layer.ndim}d")(weight, bias, activation=activation, **layer.options)
-
-    def step(x: np.ndarray) -> np.ndarray:
-        try:
-            return run(x)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{description}: x of shape {x.shape}: {error}") from None
-
-    return step
-
-
-def _linear(layer: Linear, norm: Layer | None, activation: str | None) -> Step:
-    weight, bias = _folded(layer, norm)
-    folded = copy.copy(layer)
-    folded.params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-
-    def step(x: np.ndarray) -> np.ndarray:
-        y = folded(x) if norm is None or x.ndim == 2 else norm(layer(x))  # with three axes the norm's channels are the second
-        if activation is not None and activation in SMOOTH.values():
-            apply(activation, y)
-        elif activation is not None:
-            rectify_in_place(y, *rectifier(activation))
-        return y
-
-    return step
+def _convolutions(chain: list[Layer], cold: bool) -> tuple[Step, list[str], int]:
+    """The same of a convolution, with those behind it that make one run with it."""
+    for count, suits, make in ((3, are_bottleneck, bottleneck), (2, are_expansion, expansion)):
+        units, used = units_of(chain, count)
+        if suits(units):
+            return make(units, cold), [str(unit) for unit in units], used
+    unit, used = unit_of(chain)
+    return convolution(unit, cold), [str(unit)], used
 
 
 def _flatten(layer: Flatten) -> Step:
@@ -255,12 +185,28 @@ def _indented(key: str, lines: list[str]) -> list[str]:
     return [f"  {key}:", *("    " + line for line in lines)]
 
 
-def _residual(layer: Residual) -> tuple[Step, list[str]]:
-    branch, lines = _fused(layer.children["branch"])
+def _residual(layer: Residual, cold: bool) -> tuple[Step, list[str]]:
+    activation = layer.children.get("activation")
+    title = f"Residual{f' + {activation!r}' if activation else ''}"
+    chain = _chain(layer.children["branch"])
+    units, used = units_of(chain, 3)
+    rectified = activation is None or isinstance(activation, (ReLU, ReLU6, LeakyReLU))
+    name = activation_name(activation)
+    if (used == len(chain) and are_bottleneck(units) and units[-1].activation is None and "shortcut" not in layer.children
+            and rectified and (name is None) == (activation is None)):
+        return (residual_bottleneck(units, name, lambda: _sum(layer, cold)[0]),
+                [title, *_indented("branch", [str(unit) for unit in units])])
+    step, text = _sum(layer, cold)
+    return step, [title, *text]
+
+
+def _sum(layer: Residual, cold: bool) -> tuple[Step, list[str]]:
+    """The sum of a branch and a shortcut, and what they consist of."""
+    branch, lines = _fused(layer.children["branch"], cold)
     text = _indented("branch", lines)
     shortcut: Step | None = None
     if "shortcut" in layer.children:
-        shortcut, lines = _fused(layer.children["shortcut"])
+        shortcut, lines = _fused(layer.children["shortcut"], cold)
         text += _indented("shortcut", lines)
     activation = layer.children.get("activation")
     after: Step | None = None
@@ -268,7 +214,7 @@ def _residual(layer: Residual) -> tuple[Step, list[str]]:
     if isinstance(activation, (ReLU, ReLU6, LeakyReLU)):
         slope, ceiling = activation.slope, activation.ceiling
     elif activation is not None:
-        after = _fused(activation)[0]
+        after = _fused(activation, cold)[0]
 
     def step(x: np.ndarray) -> np.ndarray:
         y, carried = branch(x), x if shortcut is None else shortcut(x)
@@ -278,11 +224,11 @@ def _residual(layer: Residual) -> tuple[Step, list[str]]:
         rectify_in_place(y, slope, ceiling, contiguous(carried))
         return y if after is None else after(y)
 
-    return step, [f"Residual{f' + {activation!r}' if activation else ''}", *text]
+    return step, text
 
 
-def _parallel(layer: Parallel) -> tuple[Step, list[str]]:
-    fused = [_fused(child) for child in layer.children.values()]
+def _parallel(layer: Parallel, cold: bool) -> tuple[Step, list[str]]:
+    fused = [_fused(child, cold) for child in layer.children.values()]
     steps = [step for step, _ in fused]
     text = [line for key, (_, lines) in zip(layer.children, fused) for line in _indented(key, lines)]
     axis = layer.axis

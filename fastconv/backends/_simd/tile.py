@@ -273,13 +273,13 @@ def tile_store_pixels(typingctx, y, pitch, tile, count, channels, epilogue):
 
 
 def tile_signature(pointer: types.CPointer) -> tuple[types.Type, ...]:
-    """Argument types of a GEMM micro-kernel: x, row offsets, k offsets, depth, w, width, start, start pitch, sums."""
+    """Argument types of a GEMM micro-kernel: x, row offsets, k offsets, depth, w, width, what to fetch ahead, start, start pitch, sums."""
     offsets = types.CPointer(types.int32)
-    return (pointer, offsets, offsets, types.int64, pointer, types.int64, pointer, types.int64, pointer)
+    return (pointer, offsets, offsets, types.int64, pointer, types.int64, types.int64, types.int64, pointer, types.int64, pointer)
 
 
 @intrinsic
-def call_tile(typingctx, address, x, row_offsets, k_offsets, depth, w, width, start, start_pitch, sums):
+def call_tile(typingctx, address, x, row_offsets, k_offsets, depth, w, width, ahead, ahead_step, start, start_pitch, sums):
     """Call a GEMM micro-kernel through its address."""
     return call_by_address(tile_signature(x))
 
