@@ -26,7 +26,7 @@ from . import Machine
 from ._boxes import TASKS_PER_THREAD, copy_run, fill_run, speedup
 from ._gemm import epilogue_of, multiply_rows, panel_width, tile_addresses
 from ._interleave import interleave_pairs
-from ._jit import num_threads, outlined
+from ._jit import inlined, num_threads, outlined
 from ._planes import uses_threads
 from ._simd import (
     COUNTER_PITCH,
@@ -62,7 +62,9 @@ POINTS_OF_A_TASK = 256  # of small images together, so that a panel of weights i
 # The cost model (bench_conv.py, backward, 3x3_512@7, 3x3s2_256@14, 3x3s2_128@56):
 TILE_OVERHEAD = 18  # steps of a sum that filling and storing a tile costs
 EFFICIENCY, SINGLE_EFFICIENCY = 0.91, 0.62  # share of the peak in the products, of panels of two vectors and of one
-ADDED_COST = 24  # vector multiply-adds of transposing a vector of a column and adding it to its plane
+# Vector multiply-adds (bench_conv.py, backward, strides 1 to 3) of transposing a vector of a column and adding it to its plane, and
+# of writing a row of gx, and an element of one where they lie in more than two phases:
+ADDED_COST, ROW_COST, ELEMENT_COST = 4.5, 64, 11
 CALL_SECONDS = 1e-6  # of Python around a run
 
 
@@ -181,7 +183,7 @@ def add_columns(c, turned, count, first, rows, starts, targets, planes):
             r += run
 
 
-@outlined
+@inlined
 def store_row(c, source, gx):
     """A row of gx from those of its phases, which are `phase` apart."""
     if c.stride_w == 1:
@@ -315,9 +317,10 @@ def col2im_seconds(problem: Problem, machine: Machine) -> float:
     single = vectors % TILE_COLUMNS
     columns = chunks * lanes * ((vectors - single) / EFFICIENCY + single / SINGLE_EFFICIENCY)
     multiply = 2 * p.batch * c.points * columns * (c.depth + TILE_OVERHEAD)
-    added = 2 * p.batch * p.in_channels * c.taps * c.rows * c.wide * ADDED_COST
+    added = p.batch * chunks * vectors * lanes * c.rows * -(-c.wide // lanes) * ADDED_COST
+    written = p.batch * p.in_channels * c.in_d * c.in_h * (ROW_COST + (c.in_w * ELEMENT_COST if c.stride_w > 2 else 0))
     read = -(-p.batch // c.together) * math.prod(p.weight_shape) * p.itemsize / machine.bandwidth
-    work = (multiply + added) / machine.flops(p.dtype) + read + 2 * p.bytes / machine.cache_bandwidth
+    work = (multiply + 2 * lanes * (added + written)) / machine.flops(p.dtype) + read
     return CALL_SECONDS + machine.region_seconds + work / speedup(-(-p.batch // c.together) * chunks, machine.threads)
 
 

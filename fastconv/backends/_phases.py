@@ -116,8 +116,8 @@ class GradInputAtOnce:
         assert fused is not None
         self.fused = fused
         self.layout = joint_layout(p, fused)
-        self.in_place = p.in_channels % panel_width(p.dtype) == 0  # no panel holds channels of two phases
-        self.kernel = build_in_place(fused, self.layout) if self.in_place else build_in_place(fused)
+        self.kernel = build_in_place(fused, self.layout) if _joint_in_place(p) else build_in_place(fused)
+        self.order = None if _joint_in_place(p) else self.layout.order(fused)
         strides = strides_of(fused.out_channels, fused.output_size, p.channels_last)
         counts = [min(s, n) for s, n in zip(p.stride, p.input_size, strict=True)]
         parts = [Part(((d * p.stride[1] + h) * p.stride[2] + w) * p.in_channels * strides[1], *strides)
@@ -126,7 +126,7 @@ class GradInputAtOnce:
         self.scratch_bytes = self.kernel.scratch_bytes + math.prod(fused.output_shape) * p.itemsize
 
     def pack(self, w: np.ndarray) -> Any:
-        return self.kernel.pack(w if self.in_place else self.layout.array(self.fused, w))
+        return self.kernel.pack(w if self.order is None else np.append(w, w.dtype.type(0)).take(self.order))
 
     def run(self, gy: np.ndarray, packed: Any, bias: np.ndarray | None, out: np.ndarray) -> bool:
         parts = shared("phases", math.prod(self.fused.output_shape), out.dtype).reshape(self.fused.output_shape)
@@ -190,6 +190,7 @@ def phase_seconds(problem: Problem, seconds: Seconds, assembly_bandwidth: float,
 
 INTERLEAVED_PASSES = 2  # times gx's bytes pass memory, all threads together (benchmarks/bench_conv.py, strided backward)
 INTERLEAVING_SECONDS = 4e-6  # of a call
+PICK_SECONDS = 2e-9  # of a weight picked by a table (the same, 51 channels)
 
 
 def _both(problem: Problem, seconds: Seconds, refuses: Refuses, exact: bool) -> tuple[float, float]:
@@ -197,7 +198,14 @@ def _both(problem: Problem, seconds: Seconds, refuses: Refuses, exact: bool) -> 
     phases = [phase.problem for phase in problem.phases() if phase.problem]
     apart = math.inf if any(refuses(phase) for phase in phases) else sum(map(seconds, phases))
     joint = joint_problem(problem, exact)
-    return apart, math.inf if joint is None or refuses(joint) is not None else seconds(joint)
+    if joint is None or refuses(joint) is not None:
+        return apart, math.inf
+    return apart, seconds(joint) + (0.0 if _joint_in_place(problem) else PICK_SECONDS * math.prod(joint.weight_shape))
+
+
+def _joint_in_place(problem: Problem) -> bool:
+    """Whether no panel holds channels of two phases: weights are packed from where they lie."""
+    return problem.in_channels % panel_width(problem.dtype) == 0
 
 
 def build_grad_input(problem: Problem, build_in_place: ForwardBuilder, seconds: Seconds, refuses: Refuses = takes_all,

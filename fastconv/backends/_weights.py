@@ -51,13 +51,12 @@ class JointLayout(NamedTuple):
         """Offset of each term of a sum, block by block."""
         return self.blocks
 
-    def array(self, problem: Problem, w: np.ndarray) -> np.ndarray:
-        """The weights in an array of their own, of the problem's shape."""
+    def order(self, problem: Problem) -> np.ndarray:
+        """Where each weight of the problem lies in the array, -1 for a zero; of the problem's shape."""
         blocks, terms = self.blocks.shape
         outputs = np.arange(problem.out_channels // blocks) * self.output
-        index = (self.blocks[:, None] + outputs[:, None]).reshape(problem.out_channels, terms)
-        values = np.where(index < 0, w.dtype.type(0), w.reshape(-1)[np.maximum(index, 0)])
-        return np.ascontiguousarray(values.T if problem.channels_last else values).reshape(problem.weight_shape)
+        index = np.maximum(self.blocks[:, None] + outputs[:, None], -1).reshape(problem.out_channels, terms)
+        return np.ascontiguousarray(index.T if problem.channels_last else index).reshape(problem.weight_shape)
 
 
 NO_TERM = -(1 << 60)  # the sum of three, a tap missing on each axis, is negative too
