@@ -47,6 +47,9 @@ FOLDED_VECTORS = 4
 # Share of the products or of the streaming of weights from memory, whichever is shorter, that the other does not hide; all of it
 # where one register tile has all rows, which then waits for each panel (cold plans of 3x3_512@7, 3x3_256@14):
 EXPOSED = 0.25
+# Of transformed weights, beyond which they come from the last-level cache, and all tiles of a product fetch the next one's (3x3_512@14:
+# 1.58 ms without, 1.46 with; 384 channels .90, .82; 256, of 9 MB, .37, .38):
+FETCHED_BYTES = 12 * 1024 * 1024
 WEIGHT_READS = 4  # weights are fetched ahead, from the last-level cache or memory (bench_conv.py, 3x3_512@7, 3x3_512@14)
 PACK_PASSES = 2  # times the weights' bytes pass memory, both threads together (bench_conv.py, 3x3 layers)
 # Weights that are used once (bench_conv.py, backward and plain calls, 3x3 layers of 128 to 512 channels):
@@ -203,6 +206,13 @@ def forward_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) ->
         moved += weights / (WEIGHT_READS * machine.bandwidth)
     threads = machine.threads if p.flops > SERIAL_FLOPS else 1
     return CALL_SECONDS + machine.region_seconds + (multiply + moved) / threads
+
+
+def fetches_products(problem: Problem, algorithm: Algorithm) -> bool:
+    """Whether the tiles of a product bring the next product's weights near."""
+    p = problem
+    size = algorithm.products * p.kernel_size[0] * algorithm.channels(p) * p.out_channels * p.itemsize
+    return p.cold_weights or size > FETCHED_BYTES
 
 
 def once_seconds(problem: Problem, algorithm: Algorithm, machine: Machine) -> float:

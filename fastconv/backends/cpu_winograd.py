@@ -60,6 +60,7 @@ from ._winograd_choice import (
     algorithms,
     best_algorithm,
     best_once,
+    fetches_products,
     odd_lines,
     packing_seconds,
     tiles_of_a_box,
@@ -241,7 +242,7 @@ class Forward:
         g = Geometry(p.groups, p.group_out, a.channels(p), p.kernel_size[0], sd, out_d, out_h, out_w, y_image, y_channel, y_point,
                      a.high.products, box_d, across * a.wide.outputs * dw, down, across, high, tiles_down,
                      odd_lines((box_d * tiles + TILE_ROWS) * self.width, lanes),
-                     odd_lines(p.kernel_size[0] * a.channels(p) * self.width, lanes), int(p.cold_weights))
+                     odd_lines(p.kernel_size[0] * a.channels(p) * self.width, lanes), int(fetches_products(p, a)))
         return g, s, t
 
     def _space(self, g: Geometry, s: Source, t: Tiling) -> Space:
