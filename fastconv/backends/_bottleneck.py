@@ -48,7 +48,8 @@ from ._simd import (
     zero_element,
 )
 
-SUMS_BYTES = 256 * 1024  # of a thread's: with the planes they share a second-level cache
+SCRATCH_BYTES = 1024 * 1024  # of a thread, which a second-level cache holds (24 -> 144 -> 24 at 56 x 56, 826 KiB: 345 us as one run,
+# 429 as two; 16 -> 96 -> 24 at 112 x 112, 1353 KiB: 510 and 490)
 GROUP_BYTES = 128 * 1024  # of planes whose products are added to the sums at once (96 -> 576 -> 96 at 14 x 14: 214 us with 32 KiB, 205)
 RUN_SECONDS = 5e-6  # of a run that is saved, with its Python (MobileNetV2)
 
@@ -140,7 +141,18 @@ def fits(expand: Problem, depthwise: Problem, project: Problem) -> bool:
     return (_expanded.fits(expand, depthwise) and p.dtype == expand.dtype and p.pass_name == "forward" and not p.channels_last
             and p.groups == 1 and math.prod(p.kernel_size) == math.prod(p.stride) == 1 and not any(map(any, p.padding))
             and p.activation in RECTIFIERS and p.input_shape == depthwise.output_shape and p.flops > 0
-            and (p.out_channels + TILE_ROWS) * _pitch(p) * p.itemsize <= SUMS_BYTES and _saves(p))
+            and _scratch_bytes(depthwise, p) <= SCRATCH_BYTES and _saves(p))
+
+
+def _group(project: Problem) -> int:
+    """Tiles of channels whose products are added at once."""
+    return max(1, GROUP_BYTES // (TILE_SIZES[0] * _pitch(project) * project.itemsize))
+
+
+def _scratch_bytes(depthwise: Problem, project: Problem) -> int:
+    """Of a tile's planes before the second convolution, of a group's behind it, and of the sums."""
+    filtered = (_group(project) * TILE_SIZES[0] + project.out_channels + TILE_ROWS) * _pitch(project)
+    return (TILE_SIZES[0] * math.prod(depthwise.input_size) + filtered) * project.itemsize
 
 
 def _saves(problem: Problem) -> bool:
@@ -175,9 +187,8 @@ class Bottleneck:
         o, shares = project, num_threads()
         sizes, expansion, strips = constants_of(expand, depthwise)
         pitch = _pitch(o)
-        tile_bytes = TILE_SIZES[0] * pitch * o.itemsize
         weights = sizes.filters + sizes.planes * sizes.taps
-        projection = Projection(o.out_channels, pitch, (o.out_channels + TILE_ROWS) * pitch, max(1, GROUP_BYTES // tile_bytes),
+        projection = Projection(o.out_channels, pitch, (o.out_channels + TILE_ROWS) * pitch, _group(o),
                                 int(shortcut), weights + sizes.planes * _rows(o.out_channels)[-1], weights)
         group = projection.group * TILE_SIZES[0]
         constants = (sizes, expansion, strips, projection, tile_addresses(o.dtype, packed=True),
