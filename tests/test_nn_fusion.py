@@ -187,7 +187,7 @@ def threads(request):
 def test_bottleneck_as_one(name, dtype, group_bytes, threads, bottlenecks, monkeypatch):
     """Three convolutions by themselves, and with a shortcut where the shapes are equal; twice the same bits."""
     monkeypatch.setattr(_bottleneck, "GROUP_BYTES", group_bytes)
-    monkeypatch.setattr(_bottleneck, "SUMS_BYTES", 1 << 20)
+    monkeypatch.setattr(_bottleneck, "SCRATCH_BYTES", 1 << 22)
     channels, between, size, kernel, stride, padding = EXPANDED[name]
     x = np.random.default_rng(2).normal(size=(2, channels, *size)).astype(dtype)
     x[1, -1, 2, 3] = np.nan

@@ -45,6 +45,7 @@ from ._simd import (
     thawed,
     tile_load,
     tile_outer,
+    tile_outer_packed,
     tile_signature,
     tile_store,
     transpose_block,
@@ -87,19 +88,24 @@ def epilogue_type(pointer: types.CPointer) -> types.NamedTuple:
     return types.NamedTuple((types.boolean, pointer.dtype, pointer.dtype), Epilogue)
 
 
-def make_tile(rows: int, columns: int):
+def make_tile(rows: int, columns: int, packed: bool):
     """The micro-kernel of one tile size, to be called through its address.
 
     The sums of its rows start from `start`, whose rows are `start_pitch` apart (0 for a bias), and end in `sums`, whose
     rows are as wide as a panel. Panels of large layers come from the last-level cache or from memory, so memory is fetched
     ahead: from w + ahead on, `ahead_step` further at each step.
+
+    x lies anywhere, or is `packed`: a term's elements for all rows, then those of the next.
     """
 
     @addressed
     def tile(x, row_offsets, k_offsets, depth, w, width, ahead, ahead_step, start, start_pitch, sums):
         acc = tile_load(start, start_pitch, rows, columns)
         for k in range(depth):
-            acc = tile_outer(acc, advance(x, get(k_offsets, k)), row_offsets, advance(w, k * width), rows)
+            if packed:
+                acc = tile_outer_packed(acc, advance(x, k * rows), advance(w, k * width), rows)
+            else:
+                acc = tile_outer(acc, advance(x, get(k_offsets, k)), row_offsets, advance(w, k * width), rows)
             prefetch_read(w, ahead + k * ahead_step)
             prefetch_read(w, ahead + k * ahead_step + lanes_of(w))
         tile_store(sums, width, acc, rows)
@@ -121,16 +127,18 @@ def _first_tiles() -> tuple[int, ...]:
 
 
 FIRST_TILES = _first_tiles()
-TILES = {(rows, columns): make_tile(rows, columns) for rows in TILE_SIZES for columns in (1, TILE_COLUMNS)}
+TILES = {(rows, columns, packed): make_tile(rows, columns, packed)
+         for rows in TILE_SIZES for columns in (1, TILE_COLUMNS) for packed in (False, True)}
 
 
 @functools.cache
-def tile_addresses(dtype: str) -> np.ndarray:
+def tile_addresses(dtype: str, packed: bool = False) -> np.ndarray:
     """Addresses of the micro-kernels: those of full panels by their rows, then those of panels that one vector covers."""
     signature = tile_signature(pointer_to(dtype))
     table = np.zeros(2 * (TILE_ROWS + 1), np.int64)
-    for (rows, columns), tile in TILES.items():
-        table[rows + (TILE_ROWS + 1 if columns == 1 else 0)] = address_of(tile, signature)
+    for (rows, columns, is_packed), tile in TILES.items():
+        if is_packed == packed:
+            table[rows + (TILE_ROWS + 1 if columns == 1 else 0)] = address_of(tile, signature)
     return table
 
 

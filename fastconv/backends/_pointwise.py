@@ -40,6 +40,7 @@ from ._simd import (
     thawed,
     tile_columns_of,
     tile_outer,
+    tile_outer_packed,
     tile_store_lanes,
 )
 from ._simd.emit import call_by_address, pointer_to
@@ -80,20 +81,27 @@ class Product(NamedTuple):
     chunk: int  # tiles of a task
 
 
-def make_tile(rows: int, columns: int):
-    """The micro-kernel of one tile size: `rows` output channels by `columns` vectors of pixels."""
+def make_tile(rows: int, columns: int, packed: bool):
+    """The micro-kernel of one tile size: `rows` output channels by `columns` vectors of pixels.
+
+    The weights lie anywhere, or are packed: those of an input channel for all rows, then those of the next.
+    """
 
     @addressed
     def tile(w, w_outputs, w_channel, depth, x, x_channel, bias, y, y_pitch, y_offsets, counts, epilogue):
         acc = tile_columns_of(bias, rows, columns)
         for c in range(depth):
-            acc = tile_outer(acc, advance(w, c * w_channel), w_outputs, advance(x, c * x_channel), rows)
+            if packed:
+                acc = tile_outer_packed(acc, advance(w, c * rows), advance(x, c * x_channel), rows)
+            else:
+                acc = tile_outer(acc, advance(w, c * w_channel), w_outputs, advance(x, c * x_channel), rows)
         tile_store_lanes(y, y_pitch, y_offsets, counts, acc, epilogue, rows)
 
     return tile
 
 
-TILES = {(rows, columns): make_tile(rows, columns) for rows in TILE_SIZES for columns in (1, TILE_COLUMNS)}
+TILES = {(rows, columns, packed): make_tile(rows, columns, packed)
+         for rows in TILE_SIZES for columns in (1, TILE_COLUMNS) for packed in (False, True)}
 
 
 def _signature(p: types.CPointer) -> tuple[types.Type, ...]:
@@ -102,9 +110,9 @@ def _signature(p: types.CPointer) -> tuple[types.Type, ...]:
 
 
 @functools.cache
-def tile_address(rows: int, columns: int, dtype: str) -> int:
+def tile_address(rows: int, columns: int, dtype: str, packed: bool = False) -> int:
     """Address of the micro-kernel of so many rows and columns."""
-    return address_of(TILES[rows, columns], _signature(pointer_to(dtype)))
+    return address_of(TILES[rows, columns, packed], _signature(pointer_to(dtype)))
 
 
 @intrinsic

@@ -161,8 +161,8 @@ def build(problem: Problem) -> Kernel:
 def prepare(dtype: str) -> None:
     """Compile the tiles that the kernels call through their addresses, and the gradients that are chosen for some sizes only."""
     tile_addresses(dtype)
-    for rows, columns in _pointwise.TILES:
-        _pointwise.tile_address(rows, columns, dtype)
+    for rows, columns, packed in _pointwise.TILES:
+        _pointwise.tile_address(rows, columns, dtype, packed)
     operands = (2, (1, 8, 4, 4), (8, 8, 3, 3), dtype, Options())
     Col2im(Problem.create("grad_input", *operands))
     GradientRows(Problem.create("grad_weight", *operands))

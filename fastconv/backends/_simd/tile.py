@@ -39,7 +39,6 @@ LANES_TILE_ROWS, LANES_TILE_COLUMNS, LANES_TILE_SINGLE = 4, LANES_TILES[4], LANE
 DOT_TILE = 6  # taps of a weight gradient at once
 
 
-
 def _tile_type(p: types.CPointer, rows: types.IntegerLiteral, columns: types.IntegerLiteral) -> types.UniTuple:
     return types.UniTuple(vector_of(p), rows.literal_value * columns.literal_value)
 
@@ -105,6 +104,16 @@ def tile_store(typingctx, p, pitch, tile, rows):
     return types.void(p, types.intp, tile, rows), codegen
 
 
+def _plus_outer(context, builder, tile, values, elements, columns):
+    """The tile plus the products of the elements at some addresses, a row each, and vectors, a column each."""
+    new = []
+    for r, element in enumerate(elements):
+        left = emit_splat(builder, builder.load(element), tile.dtype.lanes)
+        row = values[r * len(columns):(r + 1) * len(columns)]
+        new += emit_in_order(builder, [emit_fma(builder, tile.dtype, left, column, old) for column, old in zip(columns, row)])
+    return context.make_tuple(builder, tile, new)
+
+
 @intrinsic(prefer_literal=True)
 def tile_outer(typingctx, tile, x, offsets, w, rows):
     """tile[r][c] += x[offsets[r]] * w[c * lanes:]: one step of the GEMM micro-kernel. `offsets` points to int32."""
@@ -113,14 +122,23 @@ def tile_outer(typingctx, tile, x, offsets, w, rows):
     def codegen(context, builder, signature, args):
         values = cgutils.unpack_tuple(builder, args[0])
         columns = [emit_load(builder, vector, args[3], j * vector.lanes) for j in range(width)]
-        new = []
-        for r in range(height):
-            offset = builder.sext(builder.load(builder.gep(args[2], [I64(r)])), I64)
-            left = emit_splat(builder, builder.load(builder.gep(args[1], [offset])), vector.lanes)
-            new += emit_in_order(builder, [emit_fma(builder, vector, left, columns[j], values[r * width + j]) for j in range(width)])
-        return context.make_tuple(builder, tile, new)
+        offsets = (builder.sext(builder.load(builder.gep(args[2], [I64(r)])), I64) for r in range(height))
+        return _plus_outer(context, builder, tile, values, (builder.gep(args[1], [offset]) for offset in offsets), columns)
 
     return tile(tile, x, offsets, w, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_outer_packed(typingctx, tile, x, w, rows):
+    """tile[r][c] += x[r] * w[c * lanes:]: the same with no offsets to load, which are half of what it loads."""
+    vector, height, width = _grid(tile, rows)
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[0])
+        columns = [emit_load(builder, vector, args[2], j * vector.lanes) for j in range(width)]
+        return _plus_outer(context, builder, tile, values, (builder.gep(args[1], [I64(r)]) for r in range(height)), columns)
+
+    return tile(tile, x, w, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -138,16 +156,12 @@ def column_pointers(typingctx, x, offsets, columns):
 @intrinsic(prefer_literal=True)
 def tile_lanes(typingctx, tile, columns, offset, w, rows):
     """tile[r][c] += w[r] * columns[c][offset:]: the step of the direct kernels, whose lanes are pixels."""
-    vector, height, width = _grid(tile, rows)
+    vector, height, _ = _grid(tile, rows)
 
     def codegen(context, builder, signature, args):
         values = cgutils.unpack_tuple(builder, args[0])
         loaded = [emit_load(builder, vector, column, args[2]) for column in cgutils.unpack_tuple(builder, args[1])]
-        new = []
-        for r in range(height):
-            left = emit_splat(builder, builder.load(builder.gep(args[3], [I64(r)])), vector.lanes)
-            new += emit_in_order(builder, [emit_fma(builder, vector, left, loaded[c], values[r * width + c]) for c in range(width)])
-        return context.make_tuple(builder, tile, new)
+        return _plus_outer(context, builder, tile, values, (builder.gep(args[3], [I64(r)]) for r in range(height)), loaded)
 
     return tile(tile, columns, types.intp, w, rows), codegen
 
