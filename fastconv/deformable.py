@@ -31,19 +31,25 @@ class _Deformable:
         self.taps = math.prod(problem.kernel_size)
         self.points = math.prod(problem.output_size)
         image = problem.in_channels * self.taps * self.points * problem.itemsize
-        p = problem
-        joined = 1 if p.groups > 1 else self.taps  # taps that count as channels
-        self.weight_shape = (1, self.taps // joined, joined * p.group_in, p.out_channels)
-        self.options = {"groups": p.groups, "layout": "NHWC", "stride": self.weight_shape[:2]}
+        samples = problem.in_channels * self.taps
+        self.planes = problem.groups > 1  # whether the samples come channels first: see `backends._deformable`
+        self.weight_shape = ((problem.out_channels, samples // problem.groups, 1, 1) if self.planes
+                             else (1, 1, samples, problem.out_channels))
+        self.layout = "NCHW" if self.planes else "NHWC"
+        self.options: dict[str, Any] = {"groups": problem.groups, "layout": self.layout}
         self.images = max(1, min(problem.batch, COLUMNS_BYTES // max(1, image)))
 
     def kernels(self, images: int) -> Any:
         """The kernels for so many images."""
         return _kernels(self.problem, images, self.groups, self.masked)
 
+    def matrix(self, images: int, channels: int) -> tuple[int, ...]:
+        """The shape of so many images of a convolution of the samples."""
+        return (images, channels, 1, self.points) if self.planes else (images, self.points, 1, channels)
+
     def columns_shape(self, images: int) -> tuple[int, ...]:
-        """That of the samples of so many images, as the input of the convolution."""
-        return images, self.points, self.weight_shape[1], self.problem.in_channels * self.taps // self.weight_shape[1]
+        """That of the samples of so many images."""
+        return self.matrix(images, self.problem.in_channels * self.taps)
 
     def chunks(self) -> Iterator[slice]:
         """The images, a few at a time."""
@@ -61,7 +67,7 @@ def _kernels(problem: Problem, images: int, groups: int, masked: bool) -> Any:
 class _Operands(NamedTuple):
     """The operands of a call, computed in one dtype: x with channels last, the offset and the mask with channels first.
 
-    w are the weights of a convolution of the samples: of kernel (1, taps) with groups, else of 1x1, as its shape says.
+    w are the weights of a 1x1 convolution of the samples.
     """
 
     made: _Deformable
@@ -117,7 +123,7 @@ def _operands(x: Any, offset: Any, w: Any, mask: Any, stride: Any, padding: Any,
     made = _deformable(x.shape, w.shape, offset.shape, None if mask is None else mask.shape, computed.name, options,
                        frozen(offset_groups, "offset_groups"))
     return _Operands(made, np.moveaxis(x, 1, -1).astype(computed, copy=False), as_operand(offset, computed, offset.shape),
-                     as_operand(w.transpose(2, 3, 1, 0), computed, made.weight_shape),
+                     as_operand(w if made.planes else w.transpose(2, 3, 1, 0), computed, made.weight_shape),
                      None if mask is None else as_operand(mask, computed, mask.shape), result, single)
 
 
@@ -136,9 +142,17 @@ def _padded(x: np.ndarray) -> np.ndarray:
     return padded.reshape(-1)
 
 
-def _samples(made: _Deformable, padded: np.ndarray, moves: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _table(operands: _Operands, images: slice) -> np.ndarray:
+    """Where the samples of some images lie."""
+    kernels, moves = operands.made.kernels(images.stop - images.start), _moves(operands, images)
+    table = empty((kernels.table_size,), moves.dtype)
+    kernels.tabulate(kernels.places, kernels.places, moves, table)
+    return table
+
+
+def _samples(made: _Deformable, padded: np.ndarray, table: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The samples of some images, written to as many of `columns`."""
-    made.kernels(len(columns)).sample(padded, padded, moves, columns.reshape(-1))
+    made.kernels(len(columns)).sample(padded, padded, table, columns.reshape(-1))
     return columns
 
 
@@ -195,16 +209,17 @@ def deform_conv2d(x: Any, offset: Any, w: Any, bias: Any = None, *, stride: Any 
     operands = _operands(x, offset, w, mask, stride, padding, dilation, groups, offset_groups, layout)
     made, p = operands.made, operands.made.problem
     added = None if bias is None else as_bias(bias, p.out_channels, operands.x.dtype)
-    y = np.empty((p.batch, made.points, 1, p.out_channels), operands.x.dtype)
+    y = np.empty(made.matrix(p.batch, p.out_channels), operands.x.dtype)
     if operands.x.size == 0 or operands.w.size == 0:
-        y[...] = 0 if added is None else added
+        y[...] = 0 if added is None else added.reshape(-1, 1, 1) if made.planes else added
     else:
         columns = empty(made.columns_shape(made.images), y.dtype)
         for images in made.chunks():
-            samples = _samples(made, _padded(operands.x[images]), _moves(operands, images), columns[:images.stop - images.start])
+            samples = _samples(made, _padded(operands.x[images]), _table(operands, images), columns[:images.stop - images.start])
             conv2d(samples, operands.w, added, out=y[images], **made.options)
-    y = y.reshape(p.batch, *p.output_size[1:], p.out_channels)
-    y = y if layout == "NHWC" else np.ascontiguousarray(np.moveaxis(y, -1, 1))
+    y = y.reshape(p.batch, p.out_channels, *p.output_size[1:]) if made.planes else y.reshape(p.batch, *p.output_size[1:], p.out_channels)
+    if made.planes != (layout == "NCHW"):
+        y = np.ascontiguousarray(np.moveaxis(y, *((1, -1) if made.planes else (-1, 1))))
     return (y[0] if operands.single else y).astype(operands.result, copy=False)
 
 
@@ -244,7 +259,7 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
     gy = gy[np.newaxis] if operands.single else gy
     gy = np.moveaxis(gy, -1, 1) if layout == "NHWC" and gy.ndim == 4 else gy
     check_shape("gy", gy.shape, p.public_shape(p.output_shape))
-    gy = np.ascontiguousarray(np.moveaxis(gy, 1, -1), x.dtype)
+    gy = np.ascontiguousarray(gy if made.planes else np.moveaxis(gy, 1, -1), x.dtype)
     gx, goffset, gw = np.zeros(x.shape, x.dtype), np.zeros_like(operands.offset), np.zeros_like(weights)
     gmask = None if operands.mask is None else np.zeros_like(operands.mask)
     if gy.size and x.size:
@@ -252,12 +267,13 @@ def deform_conv2d_backward(gy: Any, x: Any, offset: Any, w: Any, *, bias: bool =
         for images in made.chunks():
             count = images.stop - images.start
             _backward_images(operands, gy, images, (columns[:count], spread[:count]), gx, goffset, gw, gmask)
-    gw = gw.reshape(*p.kernel_size[1:], p.group_in, p.out_channels)
-    gb = bias_gradient(gy, 2, "NHWC", x.dtype) if bias else None
+    gw = gw.reshape(p.weight_shape[:2] + p.kernel_size[1:]) if made.planes else gw.reshape(
+        *p.kernel_size[1:], p.group_in, p.out_channels).transpose(3, 2, 0, 1)
+    gb = bias_gradient(gy, 2, made.layout, x.dtype) if bias else None
     if layout == "NCHW":
-        gx, gw = np.moveaxis(gx, -1, 1), gw.transpose(3, 2, 0, 1)
+        gx = np.moveaxis(gx, -1, 1)
     else:
-        goffset, gmask = np.moveaxis(goffset, 1, -1), None if gmask is None else np.moveaxis(gmask, 1, -1)
+        goffset, gmask, gw = np.moveaxis(goffset, 1, -1), None if gmask is None else np.moveaxis(gmask, 1, -1), gw.transpose(2, 3, 1, 0)
 
     def as_given(gradient: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(gradient[0] if operands.single else gradient, operands.result)
@@ -271,16 +287,16 @@ def _backward_images(operands: _Operands, gy: np.ndarray, images: slice, columns
     """The gradients of some images; that of the weights is added to. `columns` take the samples and their gradient."""
     made, weights = operands.made, operands.w
     p, kernels = made.problem, made.kernels(images.stop - images.start)
-    padded, moves = _padded(operands.x[images]), _moves(operands, images)
-    samples, gy = _samples(made, padded, moves, columns[0]), gy[images].reshape(-1, made.points, 1, p.out_channels)
+    padded, table = _padded(operands.x[images]), _table(operands, images)
+    samples, gy = _samples(made, padded, table, columns[0]), gy[images].reshape(made.matrix(len(columns[0]), p.out_channels))
     gw += conv2d_grad_weight(gy, samples, weights.shape, **made.options)
     spread = conv2d_grad_input(gy, weights, samples.shape, out=columns[1], **made.options).reshape(-1)
-    gpadded, gmoves = np.zeros_like(padded), np.empty_like(moves)
-    kernels.spread(spread, spread, moves, gpadded)
-    kernels.slopes(spread, padded, moves, gmoves)
     height, width = p.input_size[1:]
-    gx[images] = gpadded.reshape(-1, height + 4, width + 2, p.in_channels)[:, 1:height + 1, 1:width + 1]
     count = goffset[images].size
+    gpadded, gmoves = np.zeros_like(padded), np.empty(count + (0 if gmask is None else gmask[images].size), padded.dtype)
+    kernels.spread(spread, spread, table, gpadded)
+    kernels.slopes(spread, padded, table, gmoves)
+    gx[images] = gpadded.reshape(-1, height + 4, width + 2, p.in_channels)[:, 1:height + 1, 1:width + 1]
     goffset[images] = gmoves[:count].reshape(goffset[images].shape)
     if gmask is not None:
         gmask[images] = gmoves[count:].reshape(gmask[images].shape)

@@ -373,6 +373,33 @@ def test_running_statistics():
         layer.forward(x[:1, :, :1, :1])
 
 
+WRONG = {  # refused behind, beside or above layers that have moved something
+    "behind": lambda moved: nn.Sequential(moved, nn.ReLU(), nn.Conv2d(3, 4, 3)),
+    "in_a_block_behind": lambda moved: nn.Sequential(nn.Sequential(moved), nn.Residual(nn.Conv2d(3, 4, 1))),
+    "beside": lambda moved: nn.Parallel(moved, nn.Conv2d(3, 4, 1)),
+    "joined": lambda moved: nn.Parallel(moved, nn.MaxPool2d(2)),
+    "shortcut": lambda moved: nn.Residual(moved, nn.Conv2d(3, 4, 1)),
+    "summed": lambda moved: nn.Residual(moved, nn.MaxPool2d(2)),
+    "activated": lambda moved: nn.Residual(moved, activation=nn.LayerNorm(7)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_refused_forward_pass_changes_nothing(name):
+    """Running statistics and the stream of dropout are those of the batches before, an empty one among them."""
+    x = np.random.default_rng(0).normal(3, 2, (4, 2, 6, 6))
+    norm, dropout, twin = nn.BatchNorm2d(2), nn.Dropout(rng=0), nn.Dropout(rng=0)
+    norm.forward(x)
+    before = norm.state_dict()
+    model = WRONG[name](nn.Sequential(norm, dropout))
+    for batch in (x, x[:0]):
+        with pytest.raises(ValueError):
+            model.forward(batch)
+        for key, array in norm.state_dict().items():
+            np.testing.assert_array_equal(array, before[key])
+    np.testing.assert_array_equal(dropout.forward(x)[0], twin.forward(x)[0])
+
+
 def test_input_gradients_can_be_left_out():
     """The parameters' gradients stay the same."""
     for model in (nn.Sequential(nn.Conv2d(2, 3, 3, rng=0), nn.ReLU(), nn.Conv2d(3, 2, 3, rng=1)), nn.Sequential(nn.Tanh()),

@@ -1,16 +1,19 @@
 """The samples of a deformable convolution, and the gradients of its input, offsets and mask.
 
 A sample reads four neighbours, weighted bilinearly, of a place that is the same for all channels of an offset group. Places
-and weights are computed once, into tables of a run of points, and then serve the group's channels, which lie last: a vector
-is some channels of a pixel. Pixels come in a border of zeros, so that no neighbour needs a test and a NaN elsewhere does not
+are computed once, a vector of points at a time, into a table that every pass reads; channels lie last, so that a vector is
+some channels of a pixel. Pixels come in a border of zeros, so that no neighbour needs a test and a NaN elsewhere does not
 spread.
 
-The samples (N, L, taps, C) are rows of pixels that a convolution of kernel (1, taps) multiplies by the weights. The gradient
-of the input adds to four pixels, so that its tasks are blocks of channels; offsets' and mask's sum over channels, so that
-theirs are runs of points. Offsets and mask are one array, `moves`: all offsets (N, groups, taps, 2, L), then the mask (N,
-groups, taps, L) if there is one.
+The samples are rows of pixels, (N, L, taps, C), that one matrix product multiplies by the weights. With groups they are
+planes, (N, C, taps, L): products of few channels are fast where the points are contiguous, so that blocks of samples are
+transposed in scratch on their way. The gradient of the input adds to four pixels, so that its tasks are blocks of channels;
+offsets' and mask's sum over channels, so that theirs are runs of points. Offsets and mask are one array, `moves`: all
+offsets (N, groups, taps, 2, L), then the mask (N, groups, taps, L) if there is one.
 
-Tried: channels first, the points of a plane one by one, took four to six times as long for 64 channels.
+Tried: channels first, the points of a plane one by one, took four to six times as long for 64 channels; places and weights
+tabulated a point at a time in each pass took most of the time of few channels; samples as pixels with groups too, whose
+gradients took twice as long with 64 groups.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._jit import num_threads, outlined
+from ._jit import inlined, num_threads, outlined
 from ._local import load_some, store_some
 from ._simd import (
     BoundKernel,
     advance,
-    as_int64,
+    choose_greater,
+    floor,
     fma,
     get,
     lane_count,
@@ -35,17 +39,18 @@ from ._simd import (
     put,
     shared_out,
     splat,
+    spread,
     thawed,
     total,
+    transpose_block,
+    transpose_whole,
     zero,
-    zero_element,
 )
 from ._simd.threads import ParallelKernel
 from ._unfolding import Windows, windows_of
 
 RUN = 64  # points of a task: with 576 channels and taps their samples take 150 KB, which stay in the second-level cache
-LONG_RUN = 512  # points tabulated at once where samples are read: 20 KiB in the first-level cache
-FIELDS = 8  # of a point: weights of the four neighbours, fractions y and x, mask, unused
+ROW, COLUMN, DOWN, RIGHT, SCALE, FIELDS = range(6)  # of the table: the upper left neighbour, fractions towards the next, the mask
 
 
 class Sampling(NamedTuple):
@@ -58,67 +63,107 @@ class Sampling(NamedTuple):
     run: int
     block: int  # channels of a task that adds to the input's gradient
     masked: bool
+    planes: bool  # whether the samples of a channel lie together
     pitch: int  # pixels of a padded row
     plane: int  # pixels of a padded image
 
 
-@outlined
-def tabulate(moves, g, s, n, group, tap, first, count, slopes, places, table):
-    """For each point the place of its sample's upper left neighbour in a padded plane, and its FIELDS.
+@parallel_kernel
+def tabulate(places, w, moves, table, constants, scratch, counters, thread, threads):
+    """The table (N, groups, taps, FIELDS, L) of the moves; places (2, L) are those of a tap without padding and offsets.
 
-    A sample is zero from -1 outwards, but at -1 itself its slopes exist: `slopes` asks for those, as torchvision has them.
+    A sample from -1 outwards is zero, but at -1 itself its slopes exist, as torchvision has them: the places of both are kept,
+    and others, NaN among them, become that of zeros below the image.
     """
-    nothing = zero_element(table)
-    one = nothing + 1
-    row_y = ((n * s.groups + group) * s.taps + tap) * 2 * s.points
-    row_mask = g.images * s.groups * s.taps * 2 * s.points + ((n * s.groups + group) * s.taps + tap) * s.points
-    out_h, out_w = first // g.out_w, first % g.out_w
-    at_h, at_w = tap // g.kernel_w * g.dilation_h - g.low_h, tap % g.kernel_w * g.dilation_w - g.low_w
-    for i in range(count):
-        y = get(moves, row_y + first + i) + (nothing + (out_h * g.stride_h + at_h))
-        x = get(moves, row_y + s.points + first + i) + (nothing + (out_w * g.stride_w + at_w))
-        out_w += 1
-        if out_w == g.out_w:
-            out_w, out_h = 0, out_h + 1
-        to = advance(table, i * FIELDS)
-        if not (y >= -1 and y < g.in_h and x >= -1 and x < g.in_w) or (not slopes and (y == -1 or x == -1)):
-            put(places, i, (g.in_h + 2) * s.pitch)
-            for field in range(FIELDS):
-                put(to, field, nothing)
-            continue
-        row, column = np.int64(math.floor(y)), np.int64(math.floor(x))
-        down, right = y - (nothing + row), x - (nothing + column)
-        scale = get(moves, row_mask + first + i) if s.masked else one
-        put(places, i, (row + 1) * s.pitch + column + 1)
-        put(to, 0, (one - down) * (one - right))
-        put(to, 1, (one - down) * right)
-        put(to, 2, down * (one - right))
-        put(to, 3, down * right)
-        put(to, 4, down)
-        put(to, 5, right)
-        put(to, 6, scale)
+    g, s = thawed(constants)
+    lanes, rows = lanes_of(table), g.images * s.groups * s.taps
+    one, below = spread(table, 1), spread(table, g.in_h + 1)
+    high, wide, least = spread(table, g.in_h), spread(table, g.in_w), zero(table) - one
+    for row in shared_out(counters, 1, rows):
+        tap, target = row % s.taps, advance(table, row * FIELDS * s.points)
+        at_y = spread(table, tap // g.kernel_w * g.dilation_h - g.low_h)
+        at_x = spread(table, tap % g.kernel_w * g.dilation_w - g.low_w)
+        offsets, mask = advance(moves, row * 2 * s.points), advance(moves, (2 * rows + row) * s.points)
+        for i in range(0, s.points, lanes):
+            left = s.points - i
+            y = load_some(offsets, i, left) + (load_some(places, i, left) + at_y)
+            x = load_some(offsets, s.points + i, left) + (load_some(places, s.points + i, left) + at_x)
+            y = choose_greater(least, y, below, choose_greater(high, y, y, below))
+            y = choose_greater(least, x, below, choose_greater(wide, x, y, below))
+            x = choose_greater(below, y, x, least)
+            top, start = floor(y), floor(x)
+            store_some(target, ROW * s.points + i, top, left)
+            store_some(target, COLUMN * s.points + i, start, left)
+            store_some(target, DOWN * s.points + i, y - top, left)
+            store_some(target, RIGHT * s.points + i, x - start, left)
+            store_some(target, SCALE * s.points + i, load_some(mask, i, left) if s.masked else one, left)
+
+
+@inlined
+def neighbour(table, s, i):
+    """The upper left neighbour of a point's slopes in a padded plane."""
+    return (np.int64(get(table, i)) + 1) * s.pitch + np.int64(get(table, COLUMN * s.points + i)) + 1
+
+
+@inlined
+def sampled_neighbour(table, s, i):
+    """That of its sample: of zeros where the sample lies outside or just touches the border."""
+    row, column = get(table, i), get(table, COLUMN * s.points + i)
+    if (row < 0 and get(table, DOWN * s.points + i) == 0) or (column < 0 and get(table, RIGHT * s.points + i) == 0):
+        return s.plane - 2 * s.pitch
+    return (np.int64(row) + 1) * s.pitch + np.int64(column) + 1
+
+
+@inlined
+def neighbour_weights(table, s, i):
+    """Those of the four neighbours of a point, times the mask: upper left and right, lower left and right."""
+    down, right, scale = splat(table, DOWN * s.points + i), splat(table, RIGHT * s.points + i), splat(table, SCALE * s.points + i)
+    lower = scale * down
+    upper = scale - lower
+    b, d = upper * right, lower * right
+    return upper - b, b, lower - d, d
 
 
 @outlined
-def sample_points(x, s, channels, count, places, table, y):
-    """The samples of one tap at each point of a run, for the channels of an offset group."""
+def transpose(source, source_pitch, rows, columns, target, target_pitch):
+    """target[c * target_pitch + r] = source[r * source_pitch + c]."""
+    lanes = lanes_of(source)
+    for r in range(0, rows, lanes):
+        for c in range(0, columns, lanes):
+            block, to = advance(source, r * source_pitch + c), advance(target, c * target_pitch + r)
+            if rows - r >= lanes and columns - c >= lanes:
+                transpose_whole(block, source_pitch, to, target_pitch)
+            else:
+                transpose_block(block, source_pitch, rows - r, min(lanes, columns - c), to, target_pitch, min(lanes, rows - r))
+
+
+@outlined
+def sample_points(x, s, channels, count, table, y, pitch):
+    """The samples of one tap at each point of a run, for the channels of an offset group; `pitch` from point to point."""
     lanes = lanes_of(x)
     for i in range(count):
-        upper, t, target = advance(x, places[i] * channels), advance(table, i * FIELDS), advance(y, i * s.taps * channels)
+        upper, target = advance(x, sampled_neighbour(table, s, i) * channels), advance(y, i * pitch)
         lower = advance(upper, s.pitch * channels)
-        a, b, c, d, scale = splat(t, 0), splat(t, 1), splat(t, 2), splat(t, 3), splat(t, 6)
+        a, b, c, d = neighbour_weights(table, s, i)
         for k in range(0, s.channels, lanes):
             left = s.channels - k
             value = fma(b, load_some(upper, k + channels, left), a * load_some(upper, k, left))
             value += fma(d, load_some(lower, k + channels, left), c * load_some(lower, k, left))
-            store_some(target, k, scale * value, left)
+            store_some(target, k, value, left)
+
+
+@inlined
+def samples_at(g, s, n, channel, tap, point):
+    """Where the samples of a tap begin, from a channel and a point on."""
+    if s.planes:
+        return ((n * g.channels + channel) * s.taps + tap) * s.points + point
+    return ((n * s.points + point) * s.taps + tap) * g.channels + channel
 
 
 @parallel_kernel
-def sample_pixels(x, w, moves, y, constants, scratch, counters, thread, threads):
-    """y (N, L, taps, C) from the padded x (N, plane, C)."""
+def sample_pixels(x, w, table, y, constants, scratch, counters, thread, threads):
+    """y, the samples, from the padded x (N, plane, C)."""
     g, s = thawed(constants)
-    places, table = as_int64(scratch), advance(scratch, 2 * s.run)
     runs = -(-s.points // s.run)
     for task in shared_out(counters, 1, g.images * runs):
         n, first = task // runs, task % runs * s.run
@@ -126,22 +171,26 @@ def sample_pixels(x, w, moves, y, constants, scratch, counters, thread, threads)
         for group in range(s.groups):
             source = advance(x, n * s.plane * g.channels + group * s.channels)
             for tap in range(s.taps):
-                tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
-                target = advance(y, ((n * s.points + first) * s.taps + tap) * g.channels + group * s.channels)
-                sample_points(source, s, g.channels, count, places, table, target)
+                moved = advance(table, ((n * s.groups + group) * s.taps + tap) * FIELDS * s.points + first)
+                target = advance(y, samples_at(g, s, n, group * s.channels, tap, first))
+                if s.planes:
+                    sample_points(source, s, g.channels, count, moved, scratch, s.channels)
+                    transpose(scratch, s.channels, count, s.channels, target, s.taps * s.points)
+                else:
+                    sample_points(source, s, g.channels, count, moved, target, s.taps * g.channels)
 
 
 @outlined
-def spread_points(columns, s, channels, size, count, places, table, gx):
+def spread_points(columns, pitch, s, channels, size, count, table, gx):
     """Add the gradients of one tap's samples, of `size` channels, to the neighbours of each point, by their weights."""
     lanes = lanes_of(gx)
     for i in range(count):
-        upper, t, source = advance(gx, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * s.taps * channels)
+        upper, source = advance(gx, sampled_neighbour(table, s, i) * channels), advance(columns, i * pitch)
         lower = advance(upper, s.pitch * channels)
-        a, b, c, d, scale = splat(t, 0), splat(t, 1), splat(t, 2), splat(t, 3), splat(t, 6)
+        a, b, c, d = neighbour_weights(table, s, i)
         for k in range(0, size, lanes):
             left = size - k
-            value = scale * load_some(source, k, left)
+            value = load_some(source, k, left)
             store_some(upper, k, fma(a, value, load_some(upper, k, left)), left)
             store_some(upper, k + channels, fma(b, value, load_some(upper, k + channels, left)), left)
             store_some(lower, k, fma(c, value, load_some(lower, k, left)), left)
@@ -149,50 +198,55 @@ def spread_points(columns, s, channels, size, count, places, table, gx):
 
 
 @parallel_kernel
-def spread_pixels(columns, w, moves, gx, constants, scratch, counters, thread, threads):
-    """gx (N, plane, C), padded, which holds zeros, += the gradient of the samples (N, L, taps, C)."""
+def spread_pixels(columns, w, table, gx, constants, scratch, counters, thread, threads):
+    """gx (N, plane, C), padded, which holds zeros, += the gradient of the samples."""
     g, s = thawed(constants)
-    places, table = as_int64(scratch), advance(scratch, 2 * s.run)
     blocks = -(-s.channels // s.block)
     for task in shared_out(counters, 1, g.images * s.groups * blocks):
         n, group, start = task // (s.groups * blocks), task // blocks % s.groups, task % blocks * s.block
         channel, size = group * s.channels + start, min(s.block, s.channels - start)
         target = advance(gx, n * s.plane * g.channels + channel)
-        for tap in range(s.taps):
-            for first in range(0, s.points, s.run):
-                count = min(s.run, s.points - first)
-                tabulate(moves, g, s, n, group, tap, first, count, False, places, table)
-                source = advance(columns, ((n * s.points + first) * s.taps + tap) * g.channels + channel)
-                spread_points(source, s, g.channels, size, count, places, table, target)
+        for first in range(0, s.points, s.run):
+            count = min(s.run, s.points - first)
+            for tap in range(s.taps):
+                moved = advance(table, ((n * s.groups + group) * s.taps + tap) * FIELDS * s.points + first)
+                source = advance(columns, samples_at(g, s, n, channel, tap, first))
+                if s.planes:
+                    transpose(source, s.taps * s.points, size, count, scratch, size)
+                    spread_points(scratch, size, s, g.channels, size, count, moved, target)
+                else:
+                    spread_points(source, s.taps * g.channels, s, g.channels, size, count, moved, target)
 
 
 @outlined
-def slope_points(columns, x, s, channels, count, places, table, gmoves, mask_row):
+def slope_points(columns, pitch, x, s, channels, count, table, gmoves, mask_row):
     """The gradients of the moves of one tap at each point of a run: sums over the channels of an offset group."""
     lanes = lanes_of(x)
     for i in range(count):
-        upper, t, source = advance(x, places[i] * channels), advance(table, i * FIELDS), advance(columns, i * s.taps * channels)
+        upper, source = advance(x, neighbour(table, s, i) * channels), advance(columns, i * pitch)
         lower = advance(upper, s.pitch * channels)
+        down, right, scale = splat(table, DOWN * s.points + i), splat(table, RIGHT * s.points + i), get(table, SCALE * s.points + i)
         by_y = by_x = by_mask = zero(x)
         for k in range(0, s.channels, lanes):
             left = s.channels - k
             gradient, a, b = load_some(source, k, left), load_some(upper, k, left), load_some(upper, k + channels, left)
             c, d = load_some(lower, k, left), load_some(lower, k + channels, left)
-            twist = (d - c) - (b - a)
-            by_y = fma(gradient, fma(splat(t, 5), twist, c - a), by_y)
-            by_x = fma(gradient, fma(splat(t, 4), twist, b - a), by_x)
-            by_mask = fma(gradient, fma(splat(t, 0), a, splat(t, 1) * b) + fma(splat(t, 2), c, splat(t, 3) * d), by_mask)
-        put(gmoves, i, total(by_y) * get(t, 6))
-        put(gmoves, s.points + i, total(by_x) * get(t, 6))
+            across = b - a
+            twist = (d - c) - across
+            fall = fma(right, twist, c - a)
+            by_y = fma(gradient, fall, by_y)
+            by_x = fma(gradient, fma(down, twist, across), by_x)
+            by_mask = fma(gradient, fma(down, fall, fma(right, across, a)), by_mask)
+        put(gmoves, i, total(by_y) * scale)
+        put(gmoves, s.points + i, total(by_x) * scale)
         if s.masked:
             put(mask_row, i, total(by_mask))
 
 
 @parallel_kernel
-def slopes(columns, x, moves, gmoves, constants, scratch, counters, thread, threads):
-    """Gradients of the moves from that of the samples (N, L, taps, C) and the padded x."""
+def slopes(columns, x, table, gmoves, constants, scratch, counters, thread, threads):
+    """Gradients of the moves from that of the samples and the padded x."""
     g, s = thawed(constants)
-    places, table = as_int64(scratch), advance(scratch, 2 * s.run)
     runs = -(-s.points // s.run)
     for task in shared_out(counters, 1, g.images * runs):
         n, first = task // runs, task % runs * s.run
@@ -200,19 +254,27 @@ def slopes(columns, x, moves, gmoves, constants, scratch, counters, thread, thre
         for group in range(s.groups):
             image = advance(x, n * s.plane * g.channels + group * s.channels)
             for tap in range(s.taps):
-                tabulate(moves, g, s, n, group, tap, first, count, True, places, table)
                 row = (n * s.groups + group) * s.taps + tap
-                source = advance(columns, ((n * s.points + first) * s.taps + tap) * g.channels + group * s.channels)
-                mask_row = advance(gmoves, (g.images * s.groups * s.taps * 2 + row) * s.points + first)
-                slope_points(source, image, s, g.channels, count, places, table, advance(gmoves, row * 2 * s.points + first), mask_row)
+                moved = advance(table, row * FIELDS * s.points + first)
+                source = advance(columns, samples_at(g, s, n, group * s.channels, tap, first))
+                by_place = advance(gmoves, row * 2 * s.points + first)
+                by_mask = advance(gmoves, (g.images * s.groups * s.taps * 2 + row) * s.points + first)
+                if s.planes:
+                    transpose(source, s.taps * s.points, s.channels, count, scratch, s.channels)
+                    slope_points(scratch, s.channels, image, s, g.channels, count, moved, by_place, by_mask)
+                else:
+                    slope_points(source, s.taps * g.channels, image, s, g.channels, count, moved, by_place, by_mask)
 
 
 class DeformableKernels(NamedTuple):
-    """The three kernels of a deformable convolution; see the functions."""
+    """The kernels of a deformable convolution, see the functions; and the first operand and the size of the table."""
 
+    tabulate: BoundKernel
     sample: BoundKernel
     spread: BoundKernel
     slopes: BoundKernel
+    places: np.ndarray
+    table_size: int
 
 
 def deformable_kernels(problem: Problem, groups: int, masked: bool) -> DeformableKernels:
@@ -223,11 +285,13 @@ def deformable_kernels(problem: Problem, groups: int, masked: bool) -> Deformabl
     rows, pitch = p.input_size[1] + 4, p.input_size[2] + 2  # a border of one, and two rows for samples outside
     parts = -(-2 * num_threads() // (p.batch * groups))
     block = max(1, -(-channels // (parts * lanes))) * lanes
+    s = Sampling(groups, channels, taps, points, min(RUN, points), block, masked, p.groups > 1, pitch, rows * pitch)
     parallel = p.batch * p.in_channels * taps * points > RUN * RUN
+    places = np.indices(p.output_size[1:]).reshape(2, -1) * np.reshape(p.stride[1:], (2, 1))
 
-    def bound(kernel: ParallelKernel, longest: int) -> BoundKernel:
-        run = min(longest, points)
-        s = Sampling(groups, channels, taps, points, run, block, masked, pitch, rows * pitch)
-        return kernel.bind(p.dtype, (g, s), scratch=run * (2 + FIELDS), parallel=parallel)
+    def bound(kernel: ParallelKernel, scratch: int = 0) -> BoundKernel:
+        return kernel.bind(p.dtype, (g, s), scratch=scratch, parallel=parallel)
 
-    return DeformableKernels(bound(sample_pixels, RUN), bound(spread_pixels, LONG_RUN), bound(slopes, RUN))
+    size = s.run * channels if s.planes else 0
+    return DeformableKernels(bound(tabulate), bound(sample_pixels, size), bound(spread_pixels, size), bound(slopes, size),
+                             places.astype(p.dtype).reshape(-1), p.batch * groups * taps * FIELDS * points)

@@ -21,6 +21,7 @@ from .convolutions import (
     SeparableConv2d,
 )
 from .datasets import load_cifar10, load_cifar100, load_digits, load_mnist, read_idx
+from .evaluation import Evaluation, confusion_matrix, evaluate, predict
 from .fusion import Fused, fuse
 from .linear import Linear
 from .local import LocallyConnected2d
@@ -51,7 +52,7 @@ from .reshaping import Dropout, Flatten
 from .schedules import CosineSchedule, ExponentialSchedule, OneCycleSchedule, Schedule, StepSchedule, WarmUpSchedule
 from .state import load, load_state_dict, save, state_dict
 from .summary import LayerSummary, summarize, summary
-from .training import Evaluation, History, confusion_matrix, evaluate, fit, predict
+from .training import History, fit
 
 __all__ = [
     "GELU",

@@ -4,6 +4,8 @@
     y, backprop = layer.forward(x)    # training
     gx = backprop(gy)                 # adds the parameters' gradients into layer.grads
 
+A `forward` that is refused changes nothing: containers `undo` what the layers before the refusing one have moved.
+
 `backprop` is a closure over exactly what it needs. The rule of gradients: those of parameters are added (`+=`), those of
 activations are returned. Layers have no mode: `forward` trains (statistics of the batch, dropout), a call infers.
 """
@@ -126,6 +128,11 @@ class Layer:
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """Train: the layer's output, and the function from its gradient to that of `x`."""
         raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def undo(self) -> None:
+        """Take back what the last `forward` moved in the layer (running statistics): one behind it has refused its output."""
+        for child in self.children.values():
+            child.undo()
 
     def activated(self, x: Any, name: str) -> np.ndarray:
         """A call followed by the rectifier of a name, in one pass."""

@@ -20,6 +20,12 @@ def _sum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return rectified_sum(contiguous(x), contiguous(y), 1.0, math.inf)
 
 
+def _undo(layers: list[Layer]) -> None:
+    """Take back what a forward pass moved in layers that it has gone through, the last one first."""
+    for layer in reversed(layers):
+        layer.undo()
+
+
 class _Container(Layer):
     """Layers by their numbers, or by the names of a dictionary."""
 
@@ -86,12 +92,16 @@ class Sequential(_Container):
         layers = list(self.children.values())
         backprops: list[Backprop] = []
         i = 0
-        while i < len(layers):
-            layer = layers[i]
-            name = layers[i + 1].rectifier if layer.takes_activation and i + 1 < len(layers) else None
-            x, backprop = layer.forward(x) if name is None else layer.forward_activated(x, name)
-            backprops.append(backprop)
-            i += 1 if name is None else 2
+        try:
+            while i < len(layers):
+                layer = layers[i]
+                name = layers[i + 1].rectifier if layer.takes_activation and i + 1 < len(layers) else None
+                x, backprop = layer.forward(x) if name is None else layer.forward_activated(x, name)
+                backprops.append(backprop)
+                i += 1 if name is None else 2
+        except BaseException:
+            _undo(layers[:i])
+            raise
         backprops.reverse()
         skips = bool(layers) and layers[0].skips_input_gradient
 
@@ -168,12 +178,22 @@ class Parallel(_Container):
 
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """As a call; the gradient of `x` is the sum of the branches'."""
-        outputs, backprops = zip(*(child.forward(x) for child in self.children.values()))
-        y, axis = self._joined(list(outputs)), self.axis
+        outputs: list[np.ndarray] = []
+        backprops: list[Backprop] = []
+        try:
+            for child in self.children.values():
+                y, backprop = child.forward(x)
+                outputs.append(y)
+                backprops.append(backprop)
+            y = self._joined(outputs)
+        except BaseException:
+            _undo(list(self.children.values())[:len(outputs)])
+            raise
+        axis = self.axis
         shape, dtype = y.shape, y.dtype
         ends = np.cumsum([output.shape[axis] for output in outputs])[:-1].tolist()
 
-        def backprop(gy: Any) -> np.ndarray:
+        def backward(gy: Any) -> np.ndarray:
             parts = np.split(self.as_gradient(gy, shape, dtype), ends, axis=axis)
             gx: np.ndarray | None = None
             for branch, part in zip(backprops, parts):
@@ -182,7 +202,7 @@ class Parallel(_Container):
             assert gx is not None  # there is at least one branch
             return gx
 
-        return y, backprop
+        return y, backward
 
     def trace(self, x: np.ndarray, record: Trace, name: str = "") -> np.ndarray:
         """Trace each branch."""
@@ -248,17 +268,24 @@ class Residual(Layer):
         children = self.children
         x = self.as_input(x)
         y, through_branch = children["branch"].forward(x)
-        carried, through_shortcut = children["shortcut"].forward(x) if "shortcut" in children else (x, None)
-        carried = self.fitting(y, carried)
-        through_activation: Backprop | None = None
+        done = [children["branch"]]
+        carried, through_shortcut, through_activation = x, None, None
         rectifier = self._rectifier()
-        if rectifier is not None:
-            y = rectified_sum(contiguous(y), contiguous(carried), *rectifier)
-            through_activation = children["activation"].backward_from(y)
-        elif "activation" in children:
-            y, through_activation = children["activation"].forward(_sum(y, carried))
-        else:
-            y = _sum(y, carried)
+        try:
+            if "shortcut" in children:
+                carried, through_shortcut = children["shortcut"].forward(x)
+                done.append(children["shortcut"])
+            carried = self.fitting(y, carried)
+            if rectifier is not None:
+                y = rectified_sum(contiguous(y), contiguous(carried), *rectifier)
+                through_activation = children["activation"].backward_from(y)
+            else:
+                y = _sum(y, carried)
+                if "activation" in children:
+                    y, through_activation = children["activation"].forward(y)
+        except BaseException:
+            _undo(done)
+            raise
         shape, dtype = y.shape, y.dtype
 
         def backprop(gy: Any) -> np.ndarray:

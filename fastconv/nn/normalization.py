@@ -61,6 +61,7 @@ class _BatchNorm(_Norm):
         if track_running_stats:
             self.buffers.update(running_mean=np.zeros(num_features, self.dtype), running_var=np.ones(num_features, self.dtype),
                                 num_batches_tracked=np.array(0, np.int64))
+        self._before: dict[str, np.ndarray] = {}  # the statistics before the last batch
 
     def arguments(self) -> str:
         """As torch's."""
@@ -118,6 +119,7 @@ class _BatchNorm(_Norm):
     def _train(self, x: Any, rectifier: tuple[float, float]) -> tuple[np.ndarray, Backprop]:
         x, inner = self._split(x)
         count = x.size // max(1, self.num_features)
+        self._before.update(self.buffers)
         if x.size == 0:
             return np.empty_like(x), lambda gy: self.as_gradient(gy, x.shape, x.dtype).copy()
         if count == 1:
@@ -130,11 +132,16 @@ class _BatchNorm(_Norm):
     def _track(self, mean: np.ndarray, variance: np.ndarray, unbiased: float) -> None:
         """Move the running statistics towards a batch's, the variance times `unbiased`; momentum None averages all batches."""
         buffers = self.buffers
-        buffers["num_batches_tracked"] += 1
-        factor = 1.0 / int(buffers["num_batches_tracked"]) if self.momentum is None else self.momentum
-        for running, value, scale in ((buffers["running_mean"], mean, factor), (buffers["running_var"], variance, factor * unbiased)):
-            running *= 1.0 - factor
-            running += scale * value
+        batches = int(buffers["num_batches_tracked"]) + 1
+        factor = 1.0 / batches if self.momentum is None else self.momentum
+        for name, value, scale in (("running_mean", mean, factor), ("running_var", variance, factor * unbiased)):
+            buffers[name] = moved = buffers[name] * (1.0 - factor)
+            moved += scale * value
+        buffers["num_batches_tracked"] = np.array(batches, np.int64)
+
+    def undo(self) -> None:
+        """Back to the running statistics before the last batch."""
+        self.buffers.update(self._before)
 
     def _train_planes(self, x: np.ndarray, inner: int, rectifier: tuple[float, float],
                       ) -> tuple[np.ndarray, Backprop, np.ndarray, np.ndarray]:

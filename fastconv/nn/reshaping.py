@@ -78,6 +78,7 @@ class Dropout(Layer):
         if not 0 <= p <= 1:
             raise ValueError(f"p must lie in [0, 1], got {p!r}")
         self.p, self.rng = p, np.random.default_rng(rng)
+        self._before = self.rng.bit_generator.state
 
     def arguments(self) -> str:
         """As torch's."""
@@ -90,6 +91,11 @@ class Dropout(Layer):
     def forward(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """The input with elements dropped; so is its gradient."""
         x = self.as_input(x)
+        self._before = self.rng.bit_generator.state
         kept = self.rng.random(x.shape, np.float32) >= self.p
         mask = kept * x.dtype.type(0 if self.p == 1 else 1 / (1 - self.p))
         return x * mask, lambda gy: self.as_gradient(gy, mask.shape, mask.dtype) * mask
+
+    def undo(self) -> None:
+        """Let the next forward pass draw what the last one drew."""
+        self.rng.bit_generator.state = self._before

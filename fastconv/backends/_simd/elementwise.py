@@ -103,7 +103,7 @@ def _elementary(name: str):
     return function
 
 
-magnitude, square_root = _elementary("fabs"), _elementary("sqrt")
+magnitude, square_root, floor = _elementary("fabs"), _elementary("sqrt"), _elementary("floor")
 
 
 @intrinsic

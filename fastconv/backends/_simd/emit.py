@@ -184,7 +184,7 @@ def emit_fma(builder, vector, a, b, c):
 
 
 def emit_elementary(builder, vector, name, value):
-    """A function of one argument that LLVM has: "fabs", "sqrt"."""
+    """A function of one argument that LLVM has: "fabs", "sqrt", "floor"."""
     return _call(builder, vector, name, vector.ir, [value])
 
 
