@@ -1,12 +1,16 @@
-"""The engines of `im2col` for gradients of few points, on every convolution they can compute, whatever the cost model prefers."""
+"""The engines of `im2col` for few points, on every convolution they can compute, whatever the cost model prefers."""
 
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, Case
 from helpers import assert_close, assert_same_nonfinite, expected, operands, poisoned, reference_pass, terms, tolerance
 
+import fastconv as fc
 from fastconv.backends._col2im import Col2im, refuses_col2im
+from fastconv.backends import _forward_rows, cpu_im2col
+from fastconv.backends._forward_rows import ForwardRows
 from fastconv.backends._gradient_rows import GradientRows
+from fastconv.backends._scratch import reused_operands
 from fastconv.problem import Options, Problem
 
 PLAIN = [case for case in CASES if case.options.get("padding_mode", "zeros") == "zeros" and "layout" not in case.options]
@@ -70,3 +74,62 @@ def test_gradient_rows(case, dtype):
     gy, x = operands(case).of("grad_weight")
     result = run(GradientRows, case, "grad_weight", x, gy, dtype)
     assert_close(result, expected(case, "grad_weight"), tolerance("im2col", dtype, terms(case, "grad_weight")))
+
+
+WIDE = [Case(f"{c.name}_wide", c.ndim, c.input_shape, (7 * c.weight_shape[0], *c.weight_shape[1:]), c.options) for c in PLAIN]
+FEW = [case for case in WIDE if _forward_rows.fits(p := problem_of(case, "forward", "float32")) and p.flops < 1e7]
+
+
+def test_forward_cases_are_taken():
+    """The table holds convolutions of every kind that the engine of the forward pass is for."""
+    names = {case.name for case in FEW}
+    assert {f"{name}_wide" for name in ("groups_2", "stride_2", "stride_3_dilation_2", "1d_stride_4", "batch_of_3", "asymmetric_pads")} <= names
+
+
+def run_rows(case, dtype, *arrays, bias=None, **more):
+    """The engine's result, with whatever lay in the planes' memory before."""
+    p = problem_of(case, "forward", dtype, **more)
+    _forward_rows.shared("planes", _forward_rows.rows_of(p).size, dtype).fill(np.nan)
+    out = poisoned(operands(case).target_shape("forward"), dtype)
+    x, w = (np.array(a, dtype) for a in arrays)
+    ForwardRows(p).run(x, w, bias, out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_forward_rows(case, dtype):
+    """The forward pass, with weights as they lie."""
+    result = run_rows(case, dtype, *operands(case).of("forward"))
+    assert_close(result, expected(case, "forward"), tolerance("im2col", dtype, terms(case, "forward")))
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_forward_rows_epilogue(case):
+    """With a bias and a rectifier."""
+    bias = np.linspace(-2, 2, case.weight_shape[0], dtype=np.float32)
+    result = run_rows(case, "float32", *operands(case).of("forward"), bias=bias, activation="relu")
+    desired = np.maximum(expected(case, "forward") + bias.reshape(-1, *[1] * case.ndim), 0)
+    assert_close(result, desired, tolerance("im2col", "float32", terms(case, "forward")))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("operand", [0, 1])
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_forward_rows_nonfinite(case, operand, value):
+    """One value that is not finite reaches the sums it belongs to, and no others."""
+    arrays = [a.copy() for a in operands(case).of("forward")]
+    arrays[operand][tuple(n // 2 for n in arrays[operand].shape)] = value
+    assert_same_nonfinite(run_rows(case, "float32", *arrays), reference_pass(case, "forward", *arrays))
+
+
+def test_plain_calls_take_rows():
+    """A plain call of a large layer at few points leaves its weights as they lie, a plan packs them; both agree."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 512, 7, 7), dtype=np.float32), rng.standard_normal((512, 512, 3, 3), dtype=np.float32)
+    made = cpu_im2col.build(Problem.create("forward", 2, x.shape, w.shape, "float32", Options(padding=1)))
+    assert made.once is not None
+    with reused_operands:
+        assert made.pack(w).w is w
+    y = fc.conv2d(x, w, padding=1, backend="im2col")
+    np.testing.assert_allclose(y, fc.plan_conv2d(w, padding=1, backend="im2col")(x), rtol=0, atol=2e-3)

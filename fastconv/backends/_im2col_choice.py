@@ -9,6 +9,7 @@ from ..problem import Problem
 from . import CACHED_BYTES, Machine
 from ._boxes import TASKS_PER_THREAD, Geometry, cut, speedup
 from ._col2im import col2im_seconds
+from ._forward_rows import rows_seconds as forward_rows_seconds
 from ._gemm import panel_width
 from ._gradient_rows import rows_seconds
 from ._phases import phase_seconds
@@ -26,7 +27,7 @@ EFFICIENCY = 0.91  # share of the peak in the main loop (bench_conv.py, 3x3 laye
 SINGLE_EFFICIENCY = 0.62  # the same of tiles one vector wide, where a channel or sixteen are left over: loads limit it
 MOVED_PASSES = 1.0  # times operands and result pass the second-level cache (bench_conv.py, 1x1)
 PARTS_SECONDS = 6e-6  # of allocating and adding partial gradients by NumPy (bench_conv.py, tiny)
-PACK_SPEED = 1.6  # times the bandwidth at which one thread writes panels (bench_conv.py, 3x3 layers)
+PACK_SPEED = 1.3  # times the bandwidth at which one thread writes panels (bench_conv.py, plain calls, 3x3_512@7, 3x3s2_512@14)
 PACK_SECONDS = 1.6e-6  # of Python around packing (bench_conv.py, tiny)
 EXPOSED = 0.75  # share of the time of weights from memory that the products do not hide (cold plans of 3x3_512@7, 3x3s2_512@14)
 CALL_SECONDS = 1e-6  # of Python around a run (bench_conv.py, tiny)
@@ -180,8 +181,17 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     p = problem
     if p.pass_name == "grad_input":
         return 0.0 if takes_col2im(p, machine) else _turning_seconds(p, machine)
-    unpacked = is_product if p.pass_name == "forward" else is_rows
-    return 0.0 if unpacked(p, machine) else _panel_seconds(p, machine)
+    if (is_product if p.pass_name == "forward" else is_rows)(p, machine):
+        return 0.0
+    packed = _panel_seconds(p, machine)
+    return min(packed, forward_rows_seconds(p, machine) - seconds(p, machine)) if p.pass_name == "forward" else packed
+
+
+def runs_unpacked(problem: Problem, machine: Machine) -> bool:
+    """Whether a forward convolution is faster with weights as they lie than with panels made for one run."""
+    p = problem
+    packed = _forward_seconds(p, machine) + _panel_seconds(p, machine)
+    return forward_rows_seconds(p, machine) < CALL_SECONDS + min(packed, _product_seconds(p, machine))
 
 
 def _turning_seconds(problem: Problem, machine: Machine) -> float:

@@ -36,6 +36,7 @@ from ._simd import (
     parallel_kernel,
     put,
     rectify,
+    shared_out,
     spread,
     store,
     store_first,
@@ -45,6 +46,7 @@ from ._simd import (
 )
 
 BLOCK = 4096  # elements added in the array's own precision: 64 steps of a float32 sum
+TASK = 2048  # elements of a task at least
 SERIAL_ELEMENTS = 16384  # below which a region takes longer than the sums it shares out
 NO_CEILING = math.nan
 
@@ -161,17 +163,14 @@ def run_channel(r, g, s):
 @parallel_kernel
 def normalize(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y, with the statistics of each group left in the table `bias`; w is weight and bias, one after the other."""
-    r, eps, slope, ceiling = thawed(constants)
+    r, at_once, eps, slope, ceiling = thawed(constants)
     table = as_float64(bias)
     means, scales, variances = advance(table, 2 * r.channels), advance(table, 2 * r.channels + r.groups), \
         advance(table, 2 * r.channels + 2 * r.groups)
     if thread == 0:
         for c in range(2 * r.channels):
             put(table, c, float(get(w, c)))
-    while True:
-        g = next_task(counters)
-        if g >= r.groups:
-            break
+    for g in shared_out(counters, at_once, r.groups):
         pivot = get(x, run_start(r, g, 0))
         first = second = 0.0
         for s in range(r.runs):
@@ -199,15 +198,12 @@ def normalize(x, w, bias, y, constants, scratch, counters, thread, threads):
 @parallel_kernel
 def normalize_backward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = the gradient of x, from w, that of the output, and the table `bias`, where the sums over each run are left."""
-    r, sums, slope, ceiling = thawed(constants)
+    r, at_once, sums, slope, ceiling = thawed(constants)
     table = as_float64(bias)
     means, scales = advance(table, 2 * r.channels), advance(table, 2 * r.channels + r.groups)
     gradients = advance(table, sums)
     products = advance(gradients, r.groups * r.runs)
-    while True:
-        g = next_task(counters)
-        if g >= r.groups:
-            break
+    for g in shared_out(counters, at_once, r.groups):
         mean, scale = get(means, g), get(scales, g)
         rounding = mean - float(first_lane(spread(x, mean)))  # what the vectors subtract is the rounded mean
         first = second = 0.0
@@ -257,14 +253,14 @@ def scale_planes(x, w, bias, y, constants, scratch, counters, thread, threads):
 def _normalize(runs: Runs, eps: float, dtype: str, slope: float, ceiling: float) -> BoundKernel:
     scalar = np.dtype(dtype).type
     parallel = runs.groups * runs.runs * runs.size > SERIAL_ELEMENTS
-    return normalize.bind(dtype, (runs, eps, scalar(slope), scalar(ceiling)), parallel=parallel)
+    return normalize.bind(dtype, (runs, groups_at_once(runs), eps, scalar(slope), scalar(ceiling)), parallel=parallel)
 
 
 @functools.lru_cache(maxsize=1024)
 def _backward(runs: Runs, dtype: str, slope: float, ceiling: float | None) -> BoundKernel:
     scalar = np.dtype(dtype).type
     parallel = runs.groups * runs.runs * runs.size > SERIAL_ELEMENTS
-    constants = (runs, sums_start(runs), scalar(slope), scalar(NO_CEILING if ceiling is None else ceiling))
+    constants = (runs, groups_at_once(runs), sums_start(runs), scalar(slope), scalar(NO_CEILING if ceiling is None else ceiling))
     return normalize_backward.bind(dtype, constants, parallel=parallel)
 
 
@@ -273,6 +269,11 @@ def _scale(planes: int, channels: int, size: int, eps: float, dtype: str, slope:
     scalar = np.dtype(dtype).type
     constants = (planes, channels, size, eps, max(1, -(-BLOCK // max(1, size))), scalar(slope), scalar(ceiling))
     return scale_planes.bind(dtype, constants, parallel=planes * size > SERIAL_ELEMENTS)
+
+
+def groups_at_once(runs: Runs) -> int:
+    """Groups of a task: of 49 elements each, two threads' counting takes longer than the sums."""
+    return max(1, TASK // (runs.runs * max(1, runs.size)))
 
 
 def sums_start(runs: Runs) -> int:

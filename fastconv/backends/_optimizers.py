@@ -9,14 +9,37 @@ import numpy as np
 
 from ._activation import SERIAL_RECTIFIED, share
 from ._jit import inlined
-from ._simd import BoundKernel, fma, get, lanes_of, load_first, parallel_kernel, spread, square_root, store_first, thawed
+from ._simd import (
+    BoundKernel,
+    fma,
+    get,
+    lanes_of,
+    load_first,
+    parallel_kernel,
+    prefetch_read,
+    prefetch_write,
+    spread,
+    square_root,
+    store_first,
+    thawed,
+)
 
 NUMBERS = 8  # that a kernel reads, float64
+AHEAD = 64  # vectors: what is read so far ahead lies in the next page, where the hardware's own prefetching stops
+
+
+@inlined
+def fetch(x, y, i):
+    """Bring the gradient x and the parameter y near, of the vectors to come."""
+    prefetch_read(x, i + AHEAD * lanes_of(x))
+    prefetch_write(y, i + AHEAD * lanes_of(y))
 
 
 @inlined
 def sgd_step(x, w, y, i, count, rate, decay, keep, take, direct, buffered):
     """buffer = keep buffer + take g, parameter -= rate (direct g + buffered buffer), with g the gradient + decay parameter."""
+    fetch(x, y, i)
+    prefetch_write(w, i + AHEAD * lanes_of(w))
     p = load_first(y, i, count)
     g = fma(decay, p, load_first(x, i, count))
     b = fma(keep, load_first(w, i, count), take * g)
@@ -44,6 +67,7 @@ def plain_sgd(x, w, bias, y, constants, scratch, counters, thread, threads):
     start, end = share(size, thread, threads, lanes)
     rate, decay = spread(x, get(numbers, 0)), spread(x, get(numbers, 1))
     for i in range(start, end, lanes):
+        fetch(x, y, i)
         p = load_first(y, i, end - i)
         store_first(y, i, p - rate * fma(decay, p, load_first(x, i, end - i)), end - i)
 
@@ -60,6 +84,8 @@ def adam(x, w, bias, y, constants, scratch, counters, thread, threads):
     root, eps = spread(x, get(numbers, 5)), spread(x, get(numbers, 6))
     for i in range(start, end, lanes):
         count = end - i
+        fetch(x, y, i)
+        fetch(w, bias, i)
         p = load_first(y, i, count)
         g = fma(decay, p, load_first(x, i, count))
         m = fma(beta1, load_first(w, i, count), rest1 * g)
@@ -79,6 +105,8 @@ def rmsprop(x, w, bias, y, constants, scratch, counters, thread, threads):
     alpha, rest, eps = spread(x, get(numbers, 3)), spread(x, 1.0 - get(numbers, 3)), spread(x, get(numbers, 4))
     for i in range(start, end, lanes):
         count = end - i
+        fetch(x, y, i)
+        fetch(w, bias, i)
         p = load_first(y, i, count)
         g = fma(decay, p, load_first(x, i, count))
         v = fma(alpha, load_first(bias, i, count), rest * g * g)

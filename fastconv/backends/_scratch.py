@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 KEEP_BYTES = 64 * 1024 * 1024  # a larger buffer goes back to the system after its call
-SMALLEST_BYTES = 64 * 1024
+SMALLEST_BYTES = 4 * 1024 * 1024
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 LARGE_BYTES = 1024 * 1024  # of a result that takes longer to write than to place
 
@@ -78,7 +78,7 @@ def shared(role: str, count: int, dtype: npt.DTypeLike) -> np.ndarray:
 def _held(name: str | int, size: int) -> np.ndarray:
     held = _buffers.held.get(name)
     if held is None or held.nbytes < size:
-        held = _aligned(size)[0]
+        held = _aligned(max(size, SMALLEST_BYTES if size > 1 << 18 else 0))[0]
         if size <= KEEP_BYTES:
             _buffers.held[name] = held
     return held[:size]

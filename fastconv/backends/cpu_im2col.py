@@ -4,7 +4,8 @@ A box of output points (`_boxes`) is multiplied with one panel of output channel
 of a vector are output channels, and image elements are broadcast from wherever they lie, so no stride, dilation, width
 or border wastes lanes; few output channels per group do.
 
-    forward       rows = output points    k = taps             columns = output channels
+    forward       rows = output points    k = taps             columns = output channels, or
+                  rows = output channels  k = taps             columns = output points (`_forward_rows`)
     grad_weight   rows = taps             k = output points    columns = output channels (`_im2col_gradient`), or
                   rows = output channels  k = output points    columns = taps (`_gradient_rows`)
     grad_input    the forward convolutions of its phases (`Problem.phases`), or
@@ -18,6 +19,7 @@ high-performance matrix multiplication" (2008), sections 4 and 6.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from ..problem import Options, Problem
 from . import Backend, Kernel, _pointwise
 from ._boxes import box_end, box_start, box_tables, input_offset, make_space, pack_box, space_of, tap_offsets
 from ._col2im import Col2im
+from ._forward_rows import ForwardRows
 from ._gemm import (
     PaddedBias,
     PanelPacking,
@@ -36,11 +39,12 @@ from ._gemm import (
     weight_matrices,
 )
 from ._gradient_rows import GradientRows
-from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, is_rows, pack_seconds, seconds, takes_col2im
+from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, is_rows, pack_seconds, runs_unpacked, seconds, takes_col2im
 from ._im2col_gradient import GradWeight, PointwiseGradWeight
 from ._jit import num_threads
 from ._phases import build_grad_input
 from ._pointwise import PointwiseForward
+from ._scratch import used_once
 from ._simd import (
     COUNTER_PITCH,
     TILE_ROWS,
@@ -105,11 +109,18 @@ def im2col_forward(x, w, bias, y, constants, scratch, counters, thread, threads)
                     stored = row
 
 
-class Forward:
-    """The forward pass: `pack` makes panels of the weights, `run` convolves with them."""
+class Unpacked(NamedTuple):
+    """Weights as they lie."""
 
-    def __init__(self, problem: Problem, layout: WeightLayout | JointLayout | None = None):
+    w: np.ndarray
+
+
+class Forward:
+    """The forward pass: `pack` makes panels of the weights, `run` convolves with them, or with weights that are used once, by `once`."""
+
+    def __init__(self, problem: Problem, layout: WeightLayout | JointLayout | None = None, once: ForwardRows | None = None):
         p = self.problem = problem
+        self.once = once
         width = panel_width(p.dtype)
         threads = num_threads()
         g = forward_boxes(p, threads)
@@ -121,10 +132,17 @@ class Forward:
         self.kernel = im2col_forward.bind(p.dtype, constants, scratch=space.size, counters=threads * COUNTER_PITCH,
                                           parallel=p.flops > SERIAL_FLOPS)
         self.scratch_bytes = self.kernel.scratch_bytes(threads)
-        self.pack = PanelPacking(weight_matrices(p, layout or forward_layout(p)), width, p.dtype)
+        self.panels = PanelPacking(weight_matrices(p, layout or forward_layout(p)), width, p.dtype)
         self.bias = PaddedBias(p, width)
 
-    def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+    def pack(self, w: np.ndarray) -> np.ndarray | Unpacked:
+        return Unpacked(w) if self.once is not None and used_once() else self.panels(w)
+
+    def run(self, x: np.ndarray, packed: np.ndarray | Unpacked, bias: np.ndarray | None, out: np.ndarray) -> None:
+        if isinstance(packed, Unpacked):
+            assert self.once is not None
+            self.once.run(x, packed.w, bias, out)
+            return
         self.kernel(x, packed, self.bias(bias), out)
 
 
@@ -146,13 +164,16 @@ def build(problem: Problem) -> Kernel:
             return PointwiseForward(problem, layout)
         return Forward(problem, layout)
 
+    def plain(problem: Problem) -> Kernel:
+        return Forward(problem, once=ForwardRows(problem)) if runs_unpacked(problem, machine) else forward(problem)
+
     def grad_weight(problem: Problem) -> Kernel:
         if PointwiseGradWeight.takes(problem):
             return PointwiseGradWeight(problem)
         return GradientRows(problem) if is_rows(problem, machine) else GradWeight(problem)
 
     passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": forward, "grad_input": lambda p: (
+        "forward": plain, "grad_input": lambda p: (
             Col2im(p) if takes_col2im(p, machine) else build_grad_input(p, forward, lambda phase: seconds(phase, machine))),
         "grad_weight": grad_weight}
     return passes[problem.pass_name](problem)
@@ -165,6 +186,7 @@ def prepare(dtype: str) -> None:
         _pointwise.tile_address(rows, columns, dtype, packed)
     operands = (2, (1, 8, 4, 4), (8, 8, 3, 3), dtype, Options())
     Col2im(Problem.create("grad_input", *operands))
+    ForwardRows(Problem.create("forward", *operands))
     GradientRows(Problem.create("grad_weight", *operands))
 
 
