@@ -18,7 +18,6 @@ __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "
            "SeparableConv2d"]
 
 
-
 def per_axis(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     """An integer of at least 1 for each axis."""
     values = (value,) * ndim if isinstance(value, (int, np.integer)) else tuple(value)
@@ -88,7 +87,8 @@ class _Convolution(Layer):
         return x
 
     def _compute(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        raise NotImplementedError
+        function = _function("conv_transpose{}d" if self.transposed else "conv{}d", self.ndim)
+        return function(x, self.params["weight"], self.params.get("bias"), activation=activation, **self.options)
 
     def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
         raise NotImplementedError
@@ -140,10 +140,6 @@ class _Conv(_Convolution):
                  rng: Any = None):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, layout, dtype, rng)
 
-    def _compute(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        params = self.params
-        return _function("conv{}d", self.ndim)(x, params["weight"], params.get("bias"), activation=activation, **self.options)
-
     def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
         ndim, options, bias = self.ndim, self.options, "bias" in self.params
         if input_gradient and weight.size < LARGE:  # nothing is written in place, and one call has fewer checks than three
@@ -174,10 +170,6 @@ class _Transpose(_Convolution):
     def arguments(self) -> str:
         """As torch's."""
         return super().arguments() + (f", output_padding={self.output_padding}" if self.output_padding else "")
-
-    def _compute(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        params = self.params
-        return _function("conv_transpose{}d", self.ndim)(x, params["weight"], params.get("bias"), activation=activation, **self.options)
 
     def _gradients(self, gy: np.ndarray, x: np.ndarray, weight: np.ndarray, input_gradient: bool) -> np.ndarray:
         bias = "bias" in self.params
