@@ -90,8 +90,10 @@ def rows_of(problem: Problem) -> Rows:
     channel = math.prod(p.stride[1:]) * p.batch * plane
     points = (p.batch - 1) * plane + (p.output_size[1] - 1) * plane_w + p.output_size[2]
     width = COLUMNS * lane_count(p.dtype)
-    return Rows(p.groups, p.group_in, p.group_out, p.batch, *p.input_size[1:], *p.output_size[1:], *p.stride[1:], p.padding[1][0],
-                p.padding[2][0], plane_h, plane_w, plane, channel, p.taps, -(-points // width), p.in_channels * channel + width)
+    numbers: tuple[int, ...] = (
+        p.groups, p.group_in, p.group_out, p.batch, *p.input_size[1:], *p.output_size[1:], *p.stride[1:], p.padding[1][0],
+        p.padding[2][0], plane_h, plane_w, plane, channel, p.taps, -(-points // width), p.in_channels * channel + width)
+    return Rows(*numbers)
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------------
