@@ -5,7 +5,6 @@ import pytest
 from cases import CASES, Case
 from helpers import assert_close, assert_same_nonfinite, expected, operands, poisoned, reference_pass, terms, tolerance
 
-import fastconv as fc
 from fastconv.backends import _forward_rows, cpu_im2col
 from fastconv.backends._col2im import Col2im, refuses_col2im
 from fastconv.backends._forward_rows import ForwardRows
@@ -123,13 +122,16 @@ def test_forward_rows_nonfinite(case, operand, value):
     assert_same_nonfinite(run_rows(case, "float32", *arrays), reference_pass(case, "forward", *arrays))
 
 
-def test_plain_calls_take_rows():
-    """A plain call of a large layer at few points leaves its weights as they lie, a plan packs them; both agree."""
+def test_weights_used_once_are_not_packed():
+    """An engine that has the rows' packs weights for a plan only; both results agree."""
     rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((1, 512, 7, 7), dtype=np.float32), rng.standard_normal((512, 512, 3, 3), dtype=np.float32)
-    made = cpu_im2col.build(Problem.create("forward", 2, x.shape, w.shape, "float32", Options(padding=1)))
-    assert made.once is not None
+    x, w = rng.standard_normal((1, 64, 7, 7), dtype=np.float32), rng.standard_normal((64, 64, 3, 3), dtype=np.float32)
+    p = Problem.create("forward", 2, x.shape, w.shape, "float32", Options(padding=1))
+    made = cpu_im2col.Forward(p, once=ForwardRows(p))
+    once, kept = poisoned(p.output_shape, "float32"), poisoned(p.output_shape, "float32")
     with reused_operands:
-        assert made.pack(w).w is w
-    y = fc.conv2d(x, w, padding=1, backend="im2col")
-    np.testing.assert_allclose(y, fc.plan_conv2d(w, padding=1, backend="im2col")(x), rtol=0, atol=2e-3)
+        packed = made.pack(w)
+        assert packed.w is w
+        made.run(x, packed, None, once)
+    made.run(x, made.pack(w), None, kept)
+    np.testing.assert_allclose(once, kept, rtol=0, atol=1e-3)
