@@ -1,9 +1,9 @@
 """Fully connected layers, on the fastest of three matrix products: the package's own for few rows, NumPy's BLAS, and convolutions.
 
-Measured (benchmarks/bench_operations.py, 2 cores, AVX-512, OpenBLAS): up to 8 rows the products that pack nothing
-(`backends/_products.py`) are faster than BLAS (1024 -> 1000, the gradients of one row .13 ms against .52, 8 rows forward .13
-against .31); from there to 512 rows BLAS is as fast as the 1x1 convolution that packs its weights each call, or faster; at
-2048 rows 1024 -> 4096 the convolution takes 53 ms, BLAS 77.
+Measured (benchmarks/bench_operations.py, 2 cores, AVX-512, OpenBLAS): up to 128 rows the products of
+`backends/_products.py` are faster than BLAS (1024 -> 1000, the gradients of one row .13 ms against .52; 64 rows forward .57
+against .72, the gradients 1.1 against 1.3), save where there are few outputs; from there to 512 rows BLAS is up to a tenth
+faster; at 2048 rows 1024 -> 4096 it took 60 ms on one machine, the convolution 78, on another 77 and 53.
 A network's layers, `nn.Linear`, do not come here: OpenBLAS's threads wait busily beside the convolutions'.
 """
 
@@ -24,6 +24,7 @@ from .conv import conv2d, conv2d_grad_input, conv2d_grad_weight
 __all__ = ["linear", "linear_backward"]
 
 FEW_ROWS = 8  # up to which nothing is packed
+SOME_ROWS, SOME_COLUMNS = 128, 32  # up to, and from where on, strips are packed sooner than by BLAS
 # From where on the convolution is faster (bench_operations.py, Linear): rows, and elements of the weights. The
 # gradient of the weights packs both factors, which pays for large ones only.
 OWN_ROWS = 2048
@@ -45,7 +46,8 @@ def _products() -> ModuleType:
 
 def _has_few(rows: int, w: np.ndarray, dtype: np.dtype) -> bool:
     """Whether a product of so many rows is for those."""
-    return 0 < rows <= FEW_ROWS and w.size > 0 and dtype.kind == "f"
+    few = rows <= FEW_ROWS or (rows <= SOME_ROWS and min(w.shape) >= SOME_COLUMNS)
+    return few and rows > 0 and w.size > 0 and dtype.kind == "f"
 
 
 def _operands(name: str, first: Any, w: Any, axis: int) -> tuple[np.ndarray, np.ndarray]:

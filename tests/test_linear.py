@@ -24,6 +24,7 @@ def arrays(shape, outputs, dtype):
 def test_against_definition(shape, outputs, dtype, product, monkeypatch):
     """By each of the products, on whatever number of rows."""
     monkeypatch.setattr(module, "FEW_ROWS", 100 if product == "unpacked" else 0)
+    monkeypatch.setattr(module, "SOME_ROWS", 0)
     if product == "convolution":
         monkeypatch.setattr(module, "_is_own", lambda *arguments: True)
         monkeypatch.setattr(module, "OWN_ROWS", 0)

@@ -70,7 +70,7 @@ def test_simd_rectifiers(slope, ceiling, dtype):
 
 
 SIZES = [(1, 1, 1), (1, 5, 3), (1, 600, 40), (1, 5003, 70), (1, 33, 700), (2, 16, 14), (3, 17, 15), (8, 60, 9), (5, 33, 1),
-         (7, 40, 29), (33, 1, 70), (64, 600, 120), (70, 31, 9)]
+         (7, 40, 29), (33, 1, 70), (64, 600, 120), (70, 31, 9), (11, 2100, 37), (300, 77, 1100)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -90,9 +90,9 @@ def test_simd_products(rows, inputs, outputs, dtype):
     assert (space[[0, -1]] == 7).all()
 
 
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(40, 700, 650), (9, 2000, 1000), (300, 700, 650)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(40, 700, 650), (9, 2000, 1000), (600, 300, 250)])
 def test_large_linear_layers(rows, inputs, outputs):
-    """Those whose products are convolutions; the input's and the weights' gradients too."""
+    """Those whose products are of packed strips, and convolutions; the input's and the weights' gradients too."""
     rng = np.random.default_rng(3)
     layer, x = nn.Linear(inputs, outputs, rng=0), rng.standard_normal((rows, inputs), dtype=np.float32)
     y, backprop = layer.forward(x)

@@ -1,18 +1,22 @@
 """Products of small matrices, for fully connected layers, on the threads that the convolutions use.
 
     rows_by_rows   y[r][o] = bias[o] + sum over i of x[r][i] * w[o][i]      the layer
-    outer_sum      y[m][n] = sum over k of a(m, k) * b[k][n]                its gradients; a is read as it lies or transposed
+    outer_sum      y[m][n] = bias[n] + sum over k of a(m, k) * b(k, n)      of more rows, and its gradients; a, b as they lie or transposed
     row_sum        y[n] = sum over k of a[k] * b[k][n]                      the same of a single row, as fast as b is read
     outer_rows     y[m][n] = sum over k of a[k][m] * b[k][n]                and of few products, as fast as y is written
 
 BLAS is no faster here, and OpenBLAS's threads, once called, wait busily for milliseconds: they then take the processors
-from the convolutions of the layers around, which ran half as fast (ResNet-18 fused, 2 cores: 23 ms against 13). Nothing is
-packed but strips of b, a vector or two wide, where several tiles read them.
+from the convolutions of the layers around, which ran half as fast (ResNet-18 fused, 2 cores: 23 ms against 13). Strips of b,
+two vectors wide, are packed where several tiles read them, and tiles of a transposed a.
+
+Tried: tiles of dot products (4 x 6) of both matrices as they lie reach 150 GFLOP/s, packed strips 230 (64 x 1024 -> 1000);
+fetching a tile's lines of y before its sums gains nothing.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,18 +48,42 @@ from ._simd import (
     tile_store,
     tile_totals,
     tile_zeros,
+    transpose_block,
+    transpose_whole,
     zero,
     zero_element,
 )
 
 SERIAL_PRODUCTS = 1 << 15  # multiply-adds below which a region takes longer than they do
 TASK_PRODUCTS = 1 << 17  # multiply-adds of a task, at least
-FEW_ROWS = 2  # of the tile for rows that are too few for a whole one
+HALF_ROWS = TILE_ROWS * 4 // 7  # of the tile for rows that are too few for a whole one: 8 or 3
+FEW_ROWS = 2  # of the least tile
+MOST_DOT_ROWS = 8  # up to which weights are multiplied as they lie
+STRIPS_ELEMENTS = 1 << 16  # of strips that a task packs for each packed tile of rows: with it they stay in the second-level cache
+TASKS_OF_THREAD = 4  # at least, where there are strips and rows enough
 ELEMENTS_OF_TASK = 1 << 15  # of a single product: some microseconds of writing
 WIDEST = 2048  # columns whose sums stay in the first-level cache
 FEW_PRODUCTS = 8  # in each element of a product that is written row by row
 CHUNKS, FEW_TERMS = 8, 32  # of a single row's sums: at most, and terms of each at least
 DEPTH = 512  # of a tile of weights that stays in the first-level cache while all rows are multiplied by it
+
+
+class Outer(NamedTuple):
+    """Sizes of a product, how its operands lie, and how its tasks are cut."""
+
+    rows: int
+    depth: int
+    columns: int
+    row_pitch: int  # from row to row of the first factor
+    step: int  # from column to column
+    packed_rows: bool  # whether its tiles are packed
+    w_transposed: bool
+    biased: bool
+    strips_of_task: int
+    rows_of_task: int
+    shares: int
+    offsets: np.ndarray  # of the rows of a tile
+    single: np.ndarray  # of one row
 
 
 # -- the layer ------------------------------------------------------------------------------------------------------------
@@ -97,7 +125,7 @@ def rows_by_rows(x, w, bias, y, constants, scratch, counters, thread, threads):
                         put(target, t, get(scratch, t))
 
 
-# -- its gradients ----------------------------------------------------------------------------------------------------------
+# -- of more rows, and its gradients -----------------------------------------------------------------------------------
 
 
 @outlined
@@ -109,6 +137,19 @@ def pack_strip(b, pitch, depth, width, target):
             left = min(lanes, max(0, width - c * lanes))
             row = load(b, k * pitch + c * lanes) if left == lanes else load_first(b, k * pitch + (c * lanes if left else 0), left)
             store(target, (k * TILE_COLUMNS + c) * lanes, row)
+
+
+@outlined
+def pack_columns(b, pitch, depth, width, target):
+    """The same of a transposed b: `width` rows become the columns of `target`."""
+    lanes = lanes_of(b)
+    for k in range(0, depth, lanes):
+        for c in range(TILE_COLUMNS):
+            source, to, left = advance(b, c * lanes * pitch + k), advance(target, (k * TILE_COLUMNS + c) * lanes), width - c * lanes
+            if left >= lanes and depth - k >= lanes:
+                transpose_whole(source, pitch, to, TILE_COLUMNS * lanes)
+            else:
+                transpose_block(source, pitch, left, min(lanes, depth - k), to, TILE_COLUMNS * lanes, lanes)
 
 
 def make_tile(rows: int):
@@ -124,51 +165,85 @@ def make_tile(rows: int):
     return tile
 
 
-whole_tile, few_tile = make_tile(TILE_ROWS), make_tile(FEW_ROWS)
+whole_tile, half_tile, few_tile = make_tile(TILE_ROWS), make_tile(HALF_ROWS), make_tile(FEW_ROWS)
 
 
 @outlined
-def copy_tile(sums, rows, width, y, pitch):
-    """Write `rows` rows of a tile, `width` elements of each."""
+def copy_tile(sums, rows, width, bias, y, pitch):
+    """Write `rows` rows of a tile, `width` elements of each, plus a bias that is as wide as the tile."""
     lanes = lanes_of(y)
     for r in range(rows):
         for c in range(0, width, lanes):
+            value = load(sums, r * TILE_COLUMNS * lanes + c) + load(bias, c)
             if c + lanes <= width:
-                store(y, r * pitch + c, load(sums, r * TILE_COLUMNS * lanes + c))
+                store(y, r * pitch + c, value)
             else:
-                store_first(y, r * pitch + c, load(sums, r * TILE_COLUMNS * lanes + c), width - c)
+                store_first(y, r * pitch + c, value, width - c)
+
+
+@outlined
+def pack_rows(a, step, depth, height, target):
+    """The rows of a tile of a transposed matrix, `height` of them: TILE_ROWS elements for each k, one after the other."""
+    lanes = lanes_of(a)
+    for k in range(depth):
+        for r in range(0, height, lanes):
+            store_first(target, k * TILE_ROWS + r, load_first(a, k * step + r, height - r), height - r)
+
+
+@outlined
+def multiply_tile(left, a, offsets, single, step, b, pitch, depth, sums):
+    """The sums of as many of the `left` rows as the largest tile has that is not too high; their number."""
+    if left >= TILE_ROWS:
+        whole_tile(a, offsets, step, b, pitch, depth, sums)
+        return TILE_ROWS
+    if left >= HALF_ROWS:
+        half_tile(a, offsets, step, b, pitch, depth, sums)
+        return HALF_ROWS
+    few_tile(a, offsets if left >= FEW_ROWS else single, step, b, pitch, depth, sums)
+    return min(left, FEW_ROWS)
+
+
+@outlined
+def multiply_strips(g, x, first, last, w, pitch, wide, bias, scratch, y):
+    """Rows [first, last) of some strips of y, `wide` columns, from packed strips w, or from w as it lies."""
+    lanes = lanes_of(x)
+    width = TILE_COLUMNS * lanes
+    sums, panel = scratch, advance(scratch, TILE_ROWS * width)
+    while first < last:
+        left, a, step = last - first, advance(x, first * g.row_pitch), g.step
+        if g.packed_rows:
+            pack_rows(a, g.step, g.depth, min(left, TILE_ROWS), panel)
+            a, step = panel, TILE_ROWS
+        taken = 1
+        for n in range(0, wide, width):
+            taken = multiply_tile(left, a, g.offsets, g.single, step, advance(w, n * g.depth), pitch, g.depth, sums)
+            copy_tile(sums, taken, min(width, wide - n), advance(bias, n), advance(y, first * g.columns + n), g.columns)
+        first += taken
 
 
 @parallel_kernel
 def outer_sum(x, w, bias, y, constants, scratch, counters, thread, threads):
-    """y = a w; a's rows are `row_pitch` apart in x, its columns `step`. A task is a strip of columns and some of the rows."""
-    rows, depth, columns, row_pitch, step, rows_of_task, shares, offsets, single = thawed(constants)
+    """y = a w + bias; a task is some strips of columns, packed, and some of the rows."""
+    g, = thawed(constants)
     width = TILE_COLUMNS * lanes_of(x)
-    strips = -(-columns // width)
-    sums, strip = scratch, advance(scratch, TILE_ROWS * width)
-    for task in own_first(counters, thread, shares, strips * -(-rows // rows_of_task)):
-        n = task % strips * width
-        wide = min(width, columns - n)
-        b, pitch = advance(w, n), columns
-        if wide < width or rows > FEW_ROWS:
-            pack_strip(b, columns, depth, wide, strip)
-            b, pitch = strip, width
-        first = task // strips * rows_of_task
-        last = min(rows, first + rows_of_task)
-        while first < last:
-            left = last - first
-            a = advance(x, first * row_pitch)
-            if left >= TILE_ROWS:
-                whole_tile(a, offsets, step, b, pitch, depth, sums)
-                taken = TILE_ROWS
-            elif left >= FEW_ROWS:
-                few_tile(a, offsets, step, b, pitch, depth, sums)
-                taken = FEW_ROWS
+    groups = -(-g.columns // (g.strips_of_task * width))
+    added = advance(scratch, TILE_ROWS * (width + g.depth))
+    packed = advance(added, g.strips_of_task * width)
+    for task in own_first(counters, thread, g.shares, groups * -(-g.rows // g.rows_of_task)):
+        start = task % groups * g.strips_of_task * width
+        wide = min(g.strips_of_task * width, g.columns - start)
+        b, pitch = packed, width
+        for n in range(0, wide, width):
+            for c in range(n, n + width, lanes_of(x)):
+                store(added, c, load_first(bias, start + c, max(0, wide - c)) if g.biased else zero(x))
+            if g.w_transposed:
+                pack_columns(advance(w, (start + n) * g.depth), g.depth, g.depth, wide - n, advance(packed, n * g.depth))
+            elif wide < width or g.rows > FEW_ROWS:
+                pack_strip(advance(w, start + n), g.columns, g.depth, wide - n, advance(packed, n * g.depth))
             else:
-                few_tile(a, single, step, b, pitch, depth, sums)
-                taken = 1
-            copy_tile(sums, taken, wide, advance(y, first * columns + n), columns)
-            first += taken
+                b, pitch = advance(w, start), g.columns
+        first = task // groups * g.rows_of_task
+        multiply_strips(g, x, first, min(g.rows, first + g.rows_of_task), b, pitch, wide, added, scratch, advance(y, start))
 
 
 # -- single rows ------------------------------------------------------------------------------------------------------------
@@ -262,12 +337,17 @@ def _layer(rows: int, depth: int, outputs: int, dtype: str, biased: bool) -> Bou
 
 
 @functools.lru_cache(maxsize=1024)
-def _outer(rows: int, depth: int, columns: int, dtype: str, transposed: bool) -> BoundKernel:
+def _outer(rows: int, depth: int, columns: int, dtype: str, transposed: bool = False, w_transposed: bool = False,
+           biased: bool = False) -> BoundKernel:
+    width, shares = TILE_COLUMNS * lane_count(dtype), num_threads()
     row_pitch, step = (1, rows) if transposed else (depth, 1)
-    width = TILE_COLUMNS * lane_count(dtype)
-    rows_of_task, shares = -(-max(1, TASK_PRODUCTS // (depth * width)) // TILE_ROWS) * TILE_ROWS, num_threads()
-    constants = (rows, depth, columns, row_pitch, step, rows_of_task, shares, _offsets(row_pitch, TILE_ROWS), _offsets(row_pitch, 1))
-    return outer_sum.bind(dtype, constants, scratch=(TILE_ROWS + depth) * width, counters=shares * COUNTER_PITCH,
+    strips = max(1, min(-(-columns // width), STRIPS_ELEMENTS // (depth * width))) if transposed else 1  # a tile of rows is packed for each
+    runs = -(-TASKS_OF_THREAD * shares // -(-columns // (strips * width)))  # of rows: strips are packed for each
+    rows_of_task = -(-max(-(-rows // runs), TASK_PRODUCTS // (depth * strips * width), 1) // TILE_ROWS) * TILE_ROWS
+    outer = Outer(rows, depth, columns, row_pitch, step, transposed, w_transposed, biased, strips, rows_of_task, shares,
+                  _offsets(row_pitch, TILE_ROWS), _offsets(row_pitch, 1))
+    scratch = TILE_ROWS * (width + depth) + strips * width * (1 + depth)
+    return outer_sum.bind(dtype, (outer,), scratch=scratch, counters=shares * COUNTER_PITCH,
                           parallel=rows * depth * columns > SERIAL_PRODUCTS)
 
 
@@ -290,7 +370,9 @@ def _outer_rows(depth: int, rows: int, columns: int, dtype: str) -> BoundKernel:
 def layer_product(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """x w^T + bias of contiguous matrices of one dtype, float32 or float64, none of them empty."""
     y = np.empty((len(x), len(w)), x.dtype)
-    _layer(*x.shape, len(w), x.dtype.char, bias is not None)(x, w, y if bias is None else bias, y)
+    kernel = (_layer(*x.shape, len(w), x.dtype.char, bias is not None) if len(x) <= MOST_DOT_ROWS
+              else _outer(*x.shape, len(w), x.dtype.char, False, True, bias is not None))
+    kernel(x, w, y if bias is None else bias, y)
     return y
 
 
@@ -301,7 +383,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         kernel, size = _row(*b.shape, a.dtype.char)
         kernel(a, b, shared("partial rows", size, a.dtype), y)
         return y
-    _outer(*a.shape, b.shape[1], a.dtype.char, False)(a, b, y, y)
+    _outer(*a.shape, b.shape[1], a.dtype.char)(a, b, y, y)
     return y
 
 

@@ -16,10 +16,7 @@ from ._layer import Backprop, Layer
 
 __all__ = ["Linear"]
 
-# Up to where products that pack nothing are faster than a 1x1 convolution (2 cores, AVX-512): rows, else multiply-adds.
-FEW_ROWS = 8
-SMALL_PRODUCTS = 1 << 24
-SMALL_GRADIENT = 1 << 27
+SOME_ROWS = 512  # up to which matrix products are faster than a 1x1 convolution (2 cores, AVX-512)
 
 
 class Linear(Layer):
@@ -114,7 +111,7 @@ def _forward(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarra
     if 0 in x.shape or 0 in w.shape:
         y = np.zeros((len(x), len(w)), x.dtype)
         return y if bias is None else y + bias
-    if len(x) <= FEW_ROWS or len(x) * w.size <= SMALL_PRODUCTS:
+    if len(x) <= SOME_ROWS:
         return layer_product(x, w, bias)
     return conv2d(_pixels(x), _pixels(w), bias).reshape(len(x), len(w))
 
@@ -123,7 +120,7 @@ def _grad_input(gy: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Gradient of x, gy w."""
     if 0 in gy.shape or 0 in w.shape:
         return np.zeros((len(gy), w.shape[1]), gy.dtype)
-    if len(gy) <= FEW_ROWS or len(gy) * w.size <= SMALL_PRODUCTS:
+    if len(gy) <= SOME_ROWS:
         return product(gy, w)
     return conv2d_grad_input(_pixels(gy), _pixels(w), (len(gy), w.shape[1], 1, 1)).reshape(len(gy), w.shape[1])
 
@@ -133,7 +130,7 @@ def _grad_weight(gy: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -
     shape = (gy.shape[1], x.shape[1])
     if 0 in gy.shape or 0 in x.shape:
         return np.matmul(gy.T, x, out=out)
-    if gy.size * x.shape[1] <= SMALL_GRADIENT:
+    if len(gy) <= SOME_ROWS:
         return transposed_product(gy, x, out)
     pixels = None if out is None else _pixels(out)
     return conv2d_grad_weight(_pixels(gy), _pixels(x), (*shape, 1, 1), out=pixels).reshape(shape)
