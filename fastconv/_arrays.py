@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ._device import is_device_array
 from .problem import computing_dtype
 
 __all__ = ["as_array", "as_bias", "as_operand", "check_integer_range", "check_out", "common_dtype", "is_plain"]
@@ -17,6 +18,8 @@ PLAIN_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
 def as_array(name: str, value: Any) -> np.ndarray:
     """`value` as an array of numbers."""
     if type(value) is not np.ndarray:
+        if is_device_array(value):
+            return value
         try:
             value = np.asarray(value)
         except ValueError as error:

@@ -16,12 +16,14 @@ import numpy as np
 
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype, is_plain
-from .asking import Choice, asked_backend, current_choice
+from ._device import is_device_array
+from ._device_calls import device_bias_gradient, device_choice, run_on_device
+from .asking import AUTO, Choice, asked_backend, current_choice
 from .backends._scratch import reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "remembered",
+__all__ = ["READY_FLAGS", "Call", "batched", "batched_shape", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "prepare_on_device", "remembered",
            "run", "shape_of"]
 
 CALLS_KEPT = 4096
@@ -48,15 +50,15 @@ def _prepare(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ..
     """The plan of a call; `kind` is a pass name or "transposed"; `extra` the shape of the result or the output padding."""
     name = computed.name
     if kind == "transposed":
-        problem = Problem.create_transposed(ndim, first, second, name, options, extra, bias=bias)
+        problem = Problem.create_transposed(ndim, first, second, name, options, extra, bias=bias, device=choice.device)
     elif kind == "grad_input":
-        problem = Problem.create(kind, ndim, extra, second, name, options, bias=bias)
+        problem = Problem.create(kind, ndim, extra, second, name, options, bias=bias, device=choice.device)
         check_shape("gy", first, problem.public_shape(problem.output_shape))
     elif kind == "grad_weight":
-        problem = Problem.create(kind, ndim, first, extra, name, options)
+        problem = Problem.create(kind, ndim, first, extra, name, options, device=choice.device)
         check_shape("gy", second, problem.public_shape(problem.output_shape))
     else:
-        problem = Problem.create(kind, ndim, first, second, name, options, bias=bias)
+        problem = Problem.create(kind, ndim, first, second, name, options, bias=bias, device=choice.device)
     shapes = problem.shapes
     made = plan(problem, choice, prepacked=prepacked)
     return Call(made, computed, result, problem.public_shape(shapes[2]), shapes)
@@ -111,11 +113,17 @@ def _named(value: Any, name: str) -> Any:
 
 def batched(name: str, array: np.ndarray, ndim: int) -> tuple[np.ndarray, bool]:
     """The array with a batch axis, and whether it had none."""
-    if array.ndim == ndim + 1:
-        return array[np.newaxis], True
-    if array.ndim != ndim + 2:
-        raise ValueError(f"{name} must have {ndim + 2} dimensions, or {ndim + 1} for a single sample, got shape {array.shape}")
-    return array, False
+    single = batched_shape(name, array.shape, ndim)[1]
+    return (array[np.newaxis] if single else array), single
+
+
+def batched_shape(name: str, shape: tuple[int, ...], ndim: int) -> tuple[tuple[int, ...], bool]:
+    """The shape with a batch axis, and whether it had none."""
+    if len(shape) == ndim + 1:
+        return (1, *shape), True
+    if len(shape) != ndim + 2:
+        raise ValueError(f"{name} must have {ndim + 2} dimensions, or {ndim + 1} for a single sample, got shape {shape}")
+    return shape, False
 
 
 def shape_of(name: str, shape: Any) -> tuple[int, ...]:
@@ -146,6 +154,9 @@ def run(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tupl
     """
     names = OPERANDS[kind]
     options = make_options(*settings)
+    choice = device_choice(backend, first, second)
+    if choice is not None:
+        return run_on_device(kind, names, ndim, first, second, bias, options, choice, out, extra)
     first, single = batched(names[0], as_array(names[0], first), ndim)
     second = as_array(names[1], second)
     if kind == "grad_weight":
@@ -166,8 +177,15 @@ def _thread_counter() -> Callable[[], int]:
 
 def lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
             options: Options, bias: bool, backend: str | None, extra: Any, prepacked: bool = False) -> Call:
-    return _prepare(kind, ndim, first, second, computed, result, options, bias, current_choice(backend), extra, prepacked,
+    choice = current_choice(backend)
+    return _prepare(kind, ndim, first, second, computed, result, options, bias, choice if choice.device == "cpu" else AUTO, extra, prepacked,
                     _thread_counter()(), wisdom.store.generation)
+
+
+def prepare_on_device(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
+                      options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool = False) -> Call:
+    """The same for a GPU's backends."""
+    return _prepare(kind, ndim, first, second, computed, result, options, bias, choice, extra, prepacked, 1, wisdom.store.generation)
 
 
 def execute(call: Call, names: tuple[str, str], first: np.ndarray, second: np.ndarray, bias: Any, out: Any, single: bool,
@@ -222,6 +240,8 @@ def _channel_sums() -> Callable[..., Any]:
 def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np.ndarray:
     """The sum of gy over all but its channels."""
     axis = _channel_axis(gy.shape, ndim, layout)
+    if is_device_array(gy):
+        return device_bias_gradient(gy, axis, np.dtype(str(dtype).rpartition(".")[2]))
     if gy.size and dtype in (FLOAT32, FLOAT64) and (gy.dtype == dtype or gy.dtype == dtype.newbyteorder()):
         sums = _channel_sums()(gy.shape, axis, dtype)
         return sums(gy if is_plain(gy) else as_operand(gy, dtype, gy.shape))
@@ -288,6 +308,8 @@ def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int,
 def _single_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], bias: tuple[int, ...] | None, dtype: np.dtype,
                  options: Options, backend: str | None, extra: Any) -> ReadyCall:
     """The ready call of one pass; the checks of shapes raise as those of a first call do, if with other words."""
+    if current_choice(backend).device != "cpu":
+        raise ValueError("not by the processor")
     single = len(first) == ndim + 1
     if kind == "grad_weight":
         second = _batched_shape(second, ndim)

@@ -14,6 +14,7 @@ from .backends import load
 __all__ = ["AUTO", "BackendFallbackWarning", "Choice", "asked_backend", "backends", "current_choice", "use_backend", "warn_once"]
 
 WARNINGS_KEPT = 1024
+CUDA = "cuda"
 
 
 class BackendFallbackWarning(UserWarning):
@@ -23,8 +24,9 @@ class BackendFallbackWarning(UserWarning):
 class Choice(NamedTuple):
     """Which backend was asked for, and by what; `name` None leaves it to the dispatcher."""
 
-    name: str | None = None
+    name: str | None = None  # without its device's prefix
     source: str = "auto"
+    device: str = "cpu"
 
 
 AUTO = Choice()
@@ -55,26 +57,36 @@ def backends(device: str = "cpu") -> list[str]:
     return [name if device == "cpu" else f"{device}_{name}" for name in load(device)]
 
 
-def check_backend(name: Any, source: str) -> str | None:
-    """A known backend's name, or None for "auto"."""
+@functools.lru_cache(maxsize=WARNINGS_KEPT)
+def check_backend(name: str, source: str) -> Choice:
+    """The choice of a known backend, or of "auto" (whatever suits the arrays) or "cuda" (whatever of the GPU's suits)."""
     if name == "auto":
-        return None
-    if not isinstance(name, str):
-        raise TypeError(f"{source} must be a string, got {name!r}")
-    if name not in load("cpu"):
-        raise ValueError(f"{source}={name!r} is no backend; valid names: auto, {', '.join(load('cpu'))}")
-    return name
+        return Choice(None, source)
+    if name == CUDA:
+        return Choice(None, source, CUDA)
+    if name in load("cpu"):
+        return Choice(name, source)
+    if name.startswith(f"{CUDA}_") and name in backends(CUDA):
+        return Choice(name.removeprefix(f"{CUDA}_"), source, CUDA)
+    valid = ", ".join(["auto", *load("cpu"), CUDA, *backends(CUDA)])
+    raise ValueError(f"{source}={name!r} is no backend; valid names: {valid}")
 
 
 def current_choice(argument: str | None) -> Choice:
     """The strongest wish: the argument, the innermost `use_backend`, FASTCONV_BACKEND, else none."""
     if argument is not None:
-        return Choice(check_backend(argument, "backend"), "backend")
+        return _checked(argument, "backend")
     asked = _asked.get()
     if asked is not AUTO:
         return asked
     name = os.environ.get("FASTCONV_BACKEND")
-    return Choice(check_backend(name, "FASTCONV_BACKEND"), "FASTCONV_BACKEND") if name else AUTO
+    return check_backend(name, "FASTCONV_BACKEND") if name else AUTO
+
+
+def _checked(name: Any, source: str) -> Choice:
+    if not isinstance(name, str):  # before it is looked up, since it may have no hash
+        raise TypeError(f"{source} must be a string, got {name!r}")
+    return check_backend(name, source)
 
 
 asked_backend = _asked.get  # the wish of the innermost `use_backend`
@@ -86,7 +98,7 @@ class use_backend(ContextDecorator):
     Parameters
     ----------
     name : str
-        A name of `backends()`, or "auto" to leave the choice to the dispatcher again.
+        A name of `backends()` or of `backends("cuda")`, "cuda" for the GPU's best, or "auto" to leave the choice to the dispatcher again.
 
     Examples
     --------
@@ -98,7 +110,7 @@ class use_backend(ContextDecorator):
     """
 
     def __init__(self, name: str):
-        self._choice = Choice(check_backend(name, "backend"), "use_backend")
+        self._choice = _checked(name, "backend")._replace(source="use_backend")
         self._tokens: list[Any] = []
 
     def __enter__(self) -> use_backend:

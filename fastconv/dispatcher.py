@@ -56,7 +56,7 @@ class Plan:
 
 def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
     """All backends for a lowered problem, the fastest first, refusals last."""
-    constants = machine()
+    constants = machine(problem.device)
     measured = wisdom.store.measured(problem)
     candidates = []
     for name, backend in load(problem.device).items():
@@ -105,7 +105,7 @@ def _plan(problem: Problem, choice: Choice, prepacked: bool, threads: int, gener
 
 def _build(name: str, problem: Problem, candidates: Sequence[Candidate]) -> Kernel:
     backend = load(problem.device)[name]
-    if not problem.flops:
+    if not problem.flops and problem.device == "cpu":
         return EmptySum(problem)
     return backend.build(problem) if backend.sums_directly else ExactNonFinite(name, problem, candidates)
 

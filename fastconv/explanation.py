@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from .backends import Machine
 from .problem import Problem
 
 __all__ = ["Candidate", "Explanation", "describe", "machine"]
@@ -44,8 +44,12 @@ class Explanation:
         return "\n".join(_lines(self))
 
 
-def machine() -> Machine:
-    """The machine constants of the cost models, measured once and stored."""
+def machine(device: str = "cpu") -> Any:
+    """The constants of the cost models: the processor's, measured once and stored, or a GPU's, as its driver says."""
+    if device != "cpu":
+        from .backends._cuda.driver import gpu
+
+        return gpu()
     from .backends._machine import machine_constants
 
     return machine_constants()
@@ -68,9 +72,9 @@ def describe(problem: Problem) -> str:
 
 def _lines(explanation: Explanation) -> Iterator[str]:
     problem = explanation.problem
-    constants = machine()
+    constants = machine(problem.device)
     real = "float32" if problem.dtype in ("float32", "complex64", "int32") else "float64"
-    peak = constants.flops(real) * constants.threads
+    peak = constants.flops(real) * (constants.threads if problem.device == "cpu" else 1)
     yield describe(problem)
     yield (f"{problem.flops / 1e6:,.2f} MFLOP, {problem.bytes / 1e6:,.2f} MB of arrays, "
            f"{explanation.scratch_bytes / 1e6:,.2f} MB of scratch")

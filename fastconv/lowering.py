@@ -44,7 +44,9 @@ class EmptySum:
 
 
 def lower(problem: Problem) -> tuple[Problem, Callable[[Kernel], Kernel]]:
-    """The problem that backends see, and what makes its kernel one of `problem`."""
+    """The problem that backends see, and what makes its kernel one of `problem`; a GPU's see it as it is."""
+    if problem.device != "cpu":
+        return problem, lambda kernel: kernel
     wraps: list[Callable[[Kernel], Kernel]] = []
     if problem.dtype in REAL_OF:
         outer = problem

@@ -68,10 +68,14 @@ store = Store()
 
 
 def key_of(problem: Problem) -> str:
-    """CPU, threads, library version and the problem, as a line of text."""
+    """CPU and threads, or the GPU, library version and the problem, as a line of text."""
     from .backends._jit import cpu_target, num_threads
 
     fields = ",".join(str(getattr(problem, field.name)).replace(" ", "") for field in dataclasses.fields(problem))
+    if problem.device != "cpu":
+        from .backends._cuda.driver import gpu
+
+        return f"{gpu().name}|{__version__}|{fields}"
     return f"{cpu_target()[1]}|{num_threads()} threads|{__version__}|{fields}"
 
 

@@ -100,5 +100,5 @@ def load(device: str = "cpu") -> dict[str, Backend]:
 
 def modules(device: str = "cpu") -> list[ModuleType]:
     """Every module of this package that a device may need: its backends and the helpers."""
-    names = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.")]
+    names = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.") if not module.name.startswith(f"{__name__}._cuda")]
     return [importlib.import_module(name) for name in names if name.removeprefix(f"{__name__}.").startswith((f"{device}_", "_"))]

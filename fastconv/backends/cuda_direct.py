@@ -1,0 +1,63 @@
+"""`direct` on a GPU: the sum over the taps as it stands.
+
+It refuses nothing: every border, type and layout goes through a table of where each padded position comes from. A thread computes an
+output element, a block a weight's gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..problem import Problem
+from . import Backend
+from ._cuda import SIMULATED
+from ._cuda.driver import Gpu, Launch, Stream, address_of, resident
+from ._cuda.geometry import source_table, target_lists
+from ._cuda.sums import forward_code, grad_input_code, grad_weight_code, sizes_of
+from ._rectifiers import RECTIFIERS
+
+THREADS = 8 if SIMULATED else 256
+EFFICIENCY = 0.08  # share of the peak: each product loads both its factors (benchmarks/gpu.py)
+LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
+
+
+class Direct:
+    """Any pass of any problem."""
+
+    packed: tuple[tuple[int, str], ...] = ()
+    scratch_bytes = 0
+
+    def __init__(self, problem: Problem):
+        p = problem
+        table, starts = (target_lists if p.pass_name == "grad_input" else source_table)(p)
+        self.table = resident(table)
+        self.gradient = p.pass_name == "grad_weight"
+        elements = math.prod(p.shapes[2])
+        sizes = sizes_of(p, starts)
+        if self.gradient:
+            self.launch = Launch(grad_weight_code(p.dtype, THREADS), (elements,), sizes, shared_bytes=THREADS * p.itemsize)
+        else:
+            code = (forward_code if p.pass_name == "forward" else grad_input_code)(p.dtype, THREADS)
+            self.launch = Launch(code, (-(-elements // THREADS),), sizes, RECTIFIERS[p.activation])
+
+    def pack(self, stream: Stream, second: Any, target: Any) -> None:
+        """Weights are read as they lie."""
+
+    def run(self, stream: Stream, first: Any, second: Any, packed: Any, bias: Any, out: Any) -> None:
+        """Launch the kernel."""
+        if self.gradient:
+            self.launch(stream, first, second, address_of(self.table), out)
+        else:
+            self.launch(stream, first, second, out if bias is None else bias, address_of(self.table), out)
+
+
+def refuses(problem: Problem) -> str | None:
+    return None
+
+
+def seconds(problem: Problem, machine: Gpu) -> float:
+    return LAUNCH_SECONDS + problem.flops / (EFFICIENCY * machine.flops(problem.dtype)) + problem.bytes / machine.bandwidth
+
+
+BACKEND = Backend(refuses, seconds, Direct)
