@@ -9,7 +9,7 @@ import numpy as np
 from ._device import is_device_array
 from .problem import computing_dtype
 
-__all__ = ["as_array", "as_bias", "as_operand", "check_integer_range", "check_out", "common_dtype", "is_plain"]
+__all__ = ["as_array", "as_bias", "as_operand", "batched_shape", "check_integer_range", "check_out", "common_dtype", "is_plain"]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 PLAIN_FLAGS = 0x501  # of `ndarray.flags.num`: C-contiguous, aligned, writable
@@ -37,6 +37,15 @@ def common_dtype(**arrays: np.ndarray) -> tuple[np.dtype, np.dtype]:
     except TypeError as error:
         raise TypeError(f"{' and '.join(arrays)} of types {', '.join(str(a.dtype) for a in arrays.values())}: {error}") from None
     return computed, promoted if promoted.kind in "fc" else computed
+
+
+def batched_shape(name: str, shape: tuple[int, ...], ndim: int) -> tuple[tuple[int, ...], bool]:
+    """The shape with a batch axis, and whether it had none."""
+    if len(shape) == ndim + 1:
+        return (1, *shape), True
+    if len(shape) != ndim + 2:
+        raise ValueError(f"{name} must have {ndim + 2} dimensions, or {ndim + 1} for a single sample, got shape {shape}")
+    return shape, False
 
 
 class _Writable:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import wisdom
-from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype, is_plain
+from ._arrays import as_array, as_bias, as_operand, batched_shape, check_integer_range, check_out, common_dtype, is_plain
 from ._device import is_device_array
 from ._device_calls import device_bias_gradient, device_choice, run_on_device
 from .asking import AUTO, Choice, asked_backend, current_choice
@@ -23,7 +23,7 @@ from .backends._scratch import reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["READY_FLAGS", "Call", "batched", "batched_shape", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "prepare_on_device", "remembered",
+__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "remembered",
            "run", "shape_of"]
 
 CALLS_KEPT = 4096
@@ -117,15 +117,6 @@ def batched(name: str, array: np.ndarray, ndim: int) -> tuple[np.ndarray, bool]:
     return (array[np.newaxis] if single else array), single
 
 
-def batched_shape(name: str, shape: tuple[int, ...], ndim: int) -> tuple[tuple[int, ...], bool]:
-    """The shape with a batch axis, and whether it had none."""
-    if len(shape) == ndim + 1:
-        return (1, *shape), True
-    if len(shape) != ndim + 2:
-        raise ValueError(f"{name} must have {ndim + 2} dimensions, or {ndim + 1} for a single sample, got shape {shape}")
-    return shape, False
-
-
 def shape_of(name: str, shape: Any) -> tuple[int, ...]:
     """A shape argument as a tuple of ints."""
     if type(shape) is tuple:
@@ -156,7 +147,7 @@ def run(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tupl
     options = make_options(*settings)
     choice = device_choice(backend, first, second)
     if choice is not None:
-        return run_on_device(kind, names, ndim, first, second, bias, options, choice, out, extra)
+        return run_on_device(_prepare_on_device, kind, names, ndim, first, second, bias, options, choice, out, extra)
     first, single = batched(names[0], as_array(names[0], first), ndim)
     second = as_array(names[1], second)
     if kind == "grad_weight":
@@ -182,8 +173,8 @@ def lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...]
                     _thread_counter()(), wisdom.store.generation)
 
 
-def prepare_on_device(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-                      options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool = False) -> Call:
+def _prepare_on_device(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
+                       options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool = False) -> Call:
     """The same for a GPU's backends."""
     return _prepare(kind, ndim, first, second, computed, result, options, bias, choice, extra, prepacked, 1, wisdom.store.generation)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, check_out, common_dtype
+from ._arrays import as_array, batched_shape, check_out, common_dtype
 from ._device import DeviceArray, as_device_array, empty_like, is_device_array
 from .asking import AUTO, Choice, backends, current_choice, warn_once
 from .backends import BackendError
@@ -94,17 +95,15 @@ def _folded(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int
     return tuple(n for n, _ in kept), tuple(s for _, s in kept)
 
 
-def run_on_device(kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any, bias: Any, options: Options, choice: Choice,
+def run_on_device(prepare: Callable[..., Any], kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any, bias: Any, options: Options, choice: Choice,
                   out: Any, extra: Any) -> Any:
-    """The result of a call, of the first operand's library, or NumPy's."""
-    from ._calls import prepare_on_device
-
+    """The result of a call, of the first operand's library, or NumPy's; `prepare` makes its plan."""
     on_device = is_device_array(first)
     first, second, bias = (None if a is None else as_device_array(n, a) if is_device_array(a) else as_array(n, a)
                            for n, a in ((names[0], first), (names[1], second), ("bias", bias)))
     shapes, single = _batched_shapes(kind, names, ndim, first, second)
     computed, result = common_dtype(**{names[0]: first, names[1]: second})
-    call = prepare_on_device(kind, ndim, *shapes, computed, result, options, bias is not None, choice, extra)
+    call = prepare(kind, ndim, *shapes, computed, result, options, bias is not None, choice, extra)
     shape = call.result_shape[1:] if single else call.result_shape
     if bias is not None and bias.shape != (call.plan.problem.epilogue_channels,):
         raise ValueError(f"bias must have shape ({call.plan.problem.epilogue_channels},), one value per output channel, got {bias.shape}")
@@ -119,8 +118,6 @@ def run_on_device(kind: str, names: tuple[str, str], ndim: int, first: Any, seco
 
 
 def _batched_shapes(kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    from ._calls import batched_shape
-
     shape, single = batched_shape(names[0], first.shape, ndim)
     if kind == "grad_weight":
         return (shape, batched_shape(names[1], second.shape, ndim)[0]), False

@@ -146,7 +146,7 @@ def _tuning() -> bool:
 
 
 def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
-                pass_name: str = "forward", **options: Any) -> Problem:
+                pass_name: str = "forward", device: str = "cpu", **options: Any) -> Problem:
     known = set(Options.__dataclass_fields__)
     unknown = set(options) - known
     if unknown:
@@ -160,7 +160,7 @@ def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtyp
     if not 3 <= len(input_shape) <= 5:
         raise ValueError(f"input_shape must have 3 to 5 entries, the batch axis included, got {tuple(input_shape)}")
     return Problem.create(pass_name, len(input_shape) - 2, input_shape, weight_shape, computing_dtype(np.dtype(name)),
-                          Options(**options), bias=bias)
+                          Options(**options), bias=bias, device=device)
 
 
 def explain(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
@@ -195,8 +195,9 @@ def explain(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: A
     >>> print(fc.explain((1, 3, 8, 8), (4, 3, 3, 3), backend="direct").chosen)
     direct
     """
-    made = plan(_problem_of(input_shape, weight_shape, dtype=dtype, bias=bias, pass_name=pass_name, **options),
-                current_choice(backend), prepacked=prepacked)
+    choice = current_choice(backend)
+    problem = _problem_of(input_shape, weight_shape, dtype=dtype, bias=bias, pass_name=pass_name, device=choice.device, **options)
+    made = plan(problem, choice, prepacked=prepacked)
     return Explanation(made.problem, made.backend, made.candidates, made.reason, made.kernel.scratch_bytes)
 
 

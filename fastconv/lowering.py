@@ -44,9 +44,9 @@ class EmptySum:
 
 
 def lower(problem: Problem) -> tuple[Problem, Callable[[Kernel], Kernel]]:
-    """The problem that backends see, and what makes its kernel one of `problem`; a GPU's see it as it is."""
+    """The problem that backends see, and what makes its kernel one of `problem`."""
     if problem.device != "cpu":
-        return problem, lambda kernel: kernel
+        return _lower_for_device(problem)
     wraps: list[Callable[[Kernel], Kernel]] = []
     if problem.dtype in REAL_OF:
         outer = problem
@@ -67,6 +67,28 @@ def lower(problem: Problem) -> tuple[Problem, Callable[[Kernel], Kernel]]:
         return kernel
 
     return problem, wrap
+
+
+def _lower_for_device(problem: Problem) -> tuple[Problem, Callable[[Any], Any]]:
+    """A GPU's backends see everything but the smooth activations."""
+    name = problem.activation
+    if name in RECTIFIERS:
+        return problem, lambda kernel: kernel
+    return replace(problem, activation=None), lambda kernel: DeviceActivationKernel(problem, kernel)
+
+
+class DeviceActivationKernel:
+    """A pass over the result on a GPU for activations that no kernel has in its epilogue."""
+
+    def __init__(self, problem: Problem, inner: Any):
+        self.problem, self.inner = problem, inner
+        self.packed, self.scratch_bytes, self.pack = inner.packed, inner.scratch_bytes, inner.pack
+
+    def run(self, stream: int, first: Any, second: Any, packed: list[Any], bias: Any, out: Any) -> None:
+        from .backends._cuda.copies import apply_activation
+
+        self.inner.run(stream, first, second, packed, bias, out)
+        apply_activation(stream, str(self.problem.activation), self.problem.dtype, math.prod(self.problem.shapes[2]), out)
 
 
 class _Wrapper:

@@ -59,6 +59,7 @@ less_unsigned = _language.less_unsigned
 load = _language.load
 load4 = _language.load4
 one = _language.one
+ones_of = _language.ones_of
 outer_product = _language.outer_product
 pick = _language.pick
 quotient = _language.quotient
@@ -71,5 +72,5 @@ zero_of = _language.zero_of
 zeros = _language.zeros
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4", "has_compiler",
-           "i32", "inlined", "less_unsigned", "load", "load4", "one", "outer_product", "pick", "quotient", "remainder",
+           "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder",
            "shared_memory", "store", "store4", "traced", "zero_of", "zeros"]

@@ -206,6 +206,9 @@ def resident(array: np.ndarray) -> Any:
 @contextlib.contextmanager
 def scratch(stream: Stream, *parts: tuple[int, str]) -> Iterator[list[Any]]:
     """Memory for (count, dtype) each, as pointers; it is free again when what was put on the stream meanwhile is done."""
+    if not parts:
+        yield []
+        return
     sizes = [-(-count * np.dtype(dtype).itemsize // ALIGNMENT) * ALIGNMENT for count, dtype in parts]
     if SIMULATED:
         from .simulated import Pointer

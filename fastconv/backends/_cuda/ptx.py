@@ -20,7 +20,7 @@ from numba import cuda
 from .symbols import Symbol, outputs_of
 
 __all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "i32", "inlined", "less_unsigned", "load", "load4", "one", "outer_product", "pick", "quotient", "remainder", "shared_memory",
+           "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory",
            "store", "store4", "traced", "zero_of", "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
@@ -260,6 +260,19 @@ def zeros(typing, example, count):
         return None
     result = types.UniTuple(example.element, count.literal_value)
     return result(example, count), lambda context, builder, sig, args: ir.Constant(context.get_value_type(result), None)
+
+
+@intrinsic
+def ones_of(typing, example, count):
+    """`count` (a literal) ones of the type of the pointer `example`'s elements."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(example.element, count.literal_value)
+
+    def emit(context, builder, sig, args):
+        return context.make_tuple(builder, result, [ir.Constant(IR_OF[example.element], 1)] * result.count)
+
+    return result(example, count), emit
 
 
 @intrinsic

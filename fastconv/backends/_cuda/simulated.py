@@ -15,7 +15,7 @@ from numba import types
 from . import SIMULATED, cuda
 
 __all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "i32", "inlined",
-           "less_unsigned", "load", "load4", "one", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store", "store4",
+           "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store", "store4",
            "traced", "zero_of", "zeros"]
 
 WIDE = 4
@@ -133,6 +133,10 @@ def less_unsigned(a: int, b: int) -> bool:
 
 def zeros(example: Pointer, count: int) -> tuple[Any, ...]:
     return (zero_of(example),) * count
+
+
+def ones_of(example: Pointer, count: int) -> tuple[Any, ...]:
+    return (example.memory.dtype.type(1),) * count
 
 
 def zero_of(example: Pointer) -> Any:
