@@ -23,8 +23,8 @@ from .backends._scratch import reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "remembered",
-           "run", "shape_of"]
+__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options",
+           "prepare_on_device", "remembered", "run", "shape_of"]
 
 CALLS_KEPT = 4096
 SMALL_OPERAND = 1024  # elements for which fresh memory costs less than asking for scratch (the same)
@@ -147,7 +147,7 @@ def run(kind: str, ndim: int, first: Any, second: Any, bias: Any, settings: tupl
     options = make_options(*settings)
     choice = device_choice(backend, first, second)
     if choice is not None:
-        return run_on_device(_prepare_on_device, kind, names, ndim, first, second, bias, options, choice, out, extra)
+        return run_on_device(prepare_on_device, kind, names, ndim, first, second, bias, options, choice, out, extra)
     first, single = batched(names[0], as_array(names[0], first), ndim)
     second = as_array(names[1], second)
     if kind == "grad_weight":
@@ -169,12 +169,13 @@ def _thread_counter() -> Callable[[], int]:
 def lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
             options: Options, bias: bool, backend: str | None, extra: Any, prepacked: bool = False) -> Call:
     choice = current_choice(backend)
-    return _prepare(kind, ndim, first, second, computed, result, options, bias, choice if choice.device == "cpu" else AUTO, extra, prepacked,
-                    _thread_counter()(), wisdom.store.generation)
+    choice = choice if choice.device == "cpu" else AUTO
+    return _prepare(kind, ndim, first, second, computed, result, options, bias, choice, extra, prepacked, _thread_counter()(),
+                    wisdom.store.generation)
 
 
-def _prepare_on_device(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-                       options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool = False) -> Call:
+def prepare_on_device(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
+                      options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool = False) -> Call:
     """The same for a GPU's backends."""
     return _prepare(kind, ndim, first, second, computed, result, options, bias, choice, extra, prepacked, 1, wisdom.store.generation)
 

@@ -19,7 +19,8 @@ from .asking import AUTO, Choice, backends, current_choice, warn_once
 from .backends import BackendError
 from .problem import Options
 
-__all__ = ["device_bias_gradient", "device_choice", "run_on_device"]
+__all__ = ["ALL_READY", "Operands", "check_bias", "compute", "device_bias_gradient", "device_choice", "numbers", "result_array",
+           "run_on_device"]
 
 ALL_READY = 0  # the stream that waits for what NumPy's arrays are copied by
 
@@ -60,33 +61,49 @@ def _choice_for_device_arrays(choice: Choice) -> Choice:
     return choice._replace(device="cuda")
 
 
-class _Operands:
+class Operands:
     """The arrays of one call on the GPU: contiguous, of one type; what had to be copied is freed when the call is on the stream."""
 
     def __init__(self, stream: int, stack: contextlib.ExitStack):
         self.stream, self.stack = stream, stack
 
-    def pointer(self, array: Any, dtype: np.dtype) -> Any:
-        """Where the array's elements lie in C order as `dtype`."""
-        from .backends._cuda.copies import copy_strided
-        from .backends._cuda.driver import copy_from_host, scratch
+    def scratch(self, *parts: tuple[int, str]) -> list[Any]:
+        """Memory for (count, dtype) each."""
+        from .backends._cuda.driver import scratch
 
-        if isinstance(array, DeviceArray):
-            if array.dtype == dtype and array.strides is None:
-                return array.pointer
-            (target,) = self.stack.enter_context(scratch(self.stream, (max(1, array.size), dtype.name)))
-            strides = array.strides or tuple(s for s in _element_strides(array.shape, array.dtype.itemsize))
-            shape, steps = _folded(array.shape, tuple(s // array.dtype.itemsize for s in strides))
-            copy_strided(self.stream, array.pointer, shape, steps, (array.dtype.name, dtype.name), target)
-            return target
-        array = np.ascontiguousarray(array, dtype)
-        (target,) = self.stack.enter_context(scratch(self.stream, (max(1, array.size), dtype.name)))
-        copy_from_host(array, target, self.stream)
+        return self.stack.enter_context(scratch(self.stream, *((max(1, count), dtype) for count, dtype in parts)))
+
+    def cast(self, source: Any, count: int, before: np.dtype, after: np.dtype, target: Any = None) -> Any:
+        """The same numbers as another type, at `target` or in memory of their own."""
+        from .backends._cuda.copies import copy_strided
+
+        target = self.scratch((count, after.name))[0] if target is None else target
+        copy_strided(self.stream, source, (count,), (1,), (before.name, after.name), target)
         return target
 
+    def pointer(self, array: Any, dtype: np.dtype) -> Any:
+        """Where the array's elements lie in C order as `dtype`."""
+        if isinstance(array, DeviceArray) and array.dtype == dtype and array.strides is None:
+            return array.pointer
+        (target,) = self.scratch((array.size, dtype.name))
+        self.copy(array, dtype, target)
+        return target
 
-def _element_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * math.prod(shape[axis + 1:]) for axis in range(len(shape)))
+    def copy(self, array: Any, dtype: np.dtype, target: Any) -> None:
+        """Copy a view or a NumPy array to memory that lies in C order."""
+        from .backends._cuda.copies import copy_strided
+        from .backends._cuda.driver import copy_from_host
+
+        if not isinstance(array, DeviceArray):
+            copy_from_host(np.ascontiguousarray(array, dtype), target, self.stream)
+            return
+        itemsize = array.dtype.itemsize
+        strides = tuple(s // itemsize for s in array.strides) if array.strides else _c_strides(array.shape)
+        copy_strided(self.stream, array.pointer, *_folded(array.shape, strides), (array.dtype.name, dtype.name), target)
+
+
+def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1:]) for axis in range(len(shape)))
 
 
 def _folded(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -95,26 +112,37 @@ def _folded(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int
     return tuple(n for n, _ in kept), tuple(s for _, s in kept)
 
 
-def run_on_device(prepare: Callable[..., Any], kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any, bias: Any, options: Options, choice: Choice,
-                  out: Any, extra: Any) -> Any:
+def run_on_device(prepare: Callable[..., Any], kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any, bias: Any,
+                  options: Options, choice: Choice, out: Any, extra: Any) -> Any:
     """The result of a call, of the first operand's library, or NumPy's; `prepare` makes its plan."""
     on_device = is_device_array(first)
-    first, second, bias = (None if a is None else as_device_array(n, a) if is_device_array(a) else as_array(n, a)
-                           for n, a in ((names[0], first), (names[1], second), ("bias", bias)))
+    first, second, bias = (None if a is None else numbers(n, a) for n, a in ((names[0], first), (names[1], second), ("bias", bias)))
     shapes, single = _batched_shapes(kind, names, ndim, first, second)
     computed, result = common_dtype(**{names[0]: first, names[1]: second})
     call = prepare(kind, ndim, *shapes, computed, result, options, bias is not None, choice, extra)
     shape = call.result_shape[1:] if single else call.result_shape
-    if bias is not None and bias.shape != (call.plan.problem.epilogue_channels,):
-        raise ValueError(f"bias must have shape ({call.plan.problem.epilogue_channels},), one value per output channel, got {bias.shape}")
-    target = _target(out, on_device, first, shape, result)
-    stream = first.stream if on_device else ALL_READY
+    check_bias(bias, call)
+    target = result_array(out, on_device, first, shape, result)
     with contextlib.ExitStack() as stack:
-        operands = _Operands(stream, stack)
-        pointers = [operands.pointer(array, computed) for array in (first, second)]
-        bias_pointer = None if bias is None else operands.pointer(bias, computed)
-        _compute(call, stream, pointers, bias_pointer, target, result, stack)
+        operands = Operands(first.stream if on_device else ALL_READY, stack)
+        x, w = (operands.pointer(array, computed) for array in (first, second))
+        b = None if bias is None else operands.pointer(bias, computed)
+        packed = operands.scratch(*call.plan.kernel.packed)
+        call.plan.kernel.pack(operands.stream, w, packed)
+        compute(call, operands, x, w, packed, b, target)
     return target
+
+
+def numbers(name: str, array: Any) -> Any:
+    """A view of a GPU's array, or a NumPy array."""
+    return as_device_array(name, array) if is_device_array(array) else as_array(name, array)
+
+
+def check_bias(bias: Any, call: Any) -> None:
+    """Refuse a bias of another length than the result's channels."""
+    channels = call.plan.problem.epilogue_channels
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), one value per output channel, got {tuple(bias.shape)}")
 
 
 def _batched_shapes(kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any) -> tuple[tuple[tuple[int, ...], ...], bool]:
@@ -124,7 +152,7 @@ def _batched_shapes(kind: str, names: tuple[str, str], ndim: int, first: Any, se
     return (shape, tuple(second.shape)), single
 
 
-def _target(out: Any, on_device: bool, first: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+def result_array(out: Any, on_device: bool, first: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
     """Where the result goes: `out`, or a new array."""
     if out is None:
         return empty_like(first, shape, dtype) if on_device else np.empty(shape, dtype)
@@ -143,31 +171,23 @@ def _target(out: Any, on_device: bool, first: Any, shape: tuple[int, ...], dtype
     return out
 
 
-def _compute(call: Any, stream: int, pointers: list[Any], bias: Any, target: Any, result: np.dtype, stack: contextlib.ExitStack) -> None:
-    """Pack, run, and bring the result where it belongs."""
-    from .backends._cuda.copies import copy_strided
-    from .backends._cuda.driver import copy_to_host, scratch
+def compute(call: Any, operands: Operands, x: Any, w: Any, packed: list[Any], bias: Any, target: Any) -> None:
+    """Run the kernel, and bring the result where it belongs."""
+    from .backends._cuda.driver import copy_to_host
 
-    kernel = call.plan.kernel
     elements = math.prod(call.result_shape)
     view = as_device_array("out", target) if is_device_array(target) else None
-    direct = view is not None and result == call.computed
-    place = view.pointer if direct and view is not None else stack.enter_context(scratch(stream, (max(1, elements), call.computed.name)))[0]
-    packed = stack.enter_context(scratch(stream, *kernel.packed))
-    kernel.pack(stream, pointers[1], packed)
-    kernel.run(stream, pointers[0], pointers[1], packed, bias, place)
-    if direct or not elements:
+    in_place = view is not None and call.result == call.computed
+    place = view.pointer if view is not None and in_place else operands.scratch((elements, call.computed.name))[0]
+    call.plan.kernel.run(operands.stream, x, w, packed, bias, place)
+    if in_place or not elements:
         return
-    if result != call.computed:
-        (cast,) = stack.enter_context(scratch(stream, (elements, result.name))) if view is None else (view.pointer,)
-        copy_strided(stream, place, (elements,), (1,), (call.computed.name, result.name), cast)
-        place = cast
+    if call.result != call.computed:
+        place = operands.cast(place, elements, call.computed, call.result, None if view is None else view.pointer)
     if view is None:
-        if target.flags.c_contiguous:
-            copy_to_host(place, target, stream)
-        else:
-            whole = np.empty(target.shape, target.dtype)
-            copy_to_host(place, whole, stream)
+        whole = target if target.flags.c_contiguous else np.empty(target.shape, target.dtype)
+        copy_to_host(place, whole, operands.stream)
+        if whole is not target:
             target[...] = whole
 
 
@@ -178,6 +198,6 @@ def device_bias_gradient(gy: Any, axis: int, dtype: np.dtype) -> Any:
     view = as_device_array("gy", gy)
     result = empty_like(view, (view.shape[axis],), dtype)
     with contextlib.ExitStack() as stack:
-        pointer = _Operands(view.stream, stack).pointer(view, dtype)
+        pointer = Operands(view.stream, stack).pointer(view, dtype)
         sum_channels(view.stream, pointer, view.shape, axis, dtype.name, as_device_array("gb", result).pointer)
     return result

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, common_dtype
-from ._calls import batched, bias_gradient, check_shape, frozen, make_options, remembered, run, shape_of
+from ._calls import batched, bias_gradient, check_shape, frozen, make_options, prepare_on_device, remembered, run, shape_of
+from ._device_calls import device_choice
 from ._planned import Convolution
+from ._planned_on_device import ConvolutionOnDevice
 from .problem import Problem
 
 __all__ = ["Convolution", "conv1d", "conv1d_backward", "conv1d_grad_input", "conv1d_grad_weight", "conv2d", "conv2d_backward",
@@ -340,13 +342,16 @@ def _reached(problem: Problem, gy: np.ndarray) -> tuple[slice, ...]:
     return (..., *cut, *last)
 
 
-def _make_plan(ndim: int) -> Callable[..., Convolution]:
+def _make_plan(ndim: int) -> Callable[..., Any]:
     def plan_conv(w: Any, bias: Any = None, *, input_shape: Sequence[int] | None = None, stride: Any = 1, padding: Any = 0,
                   dilation: Any = 1, groups: int = 1, padding_mode: str = "zeros", layout: str = "NCHW",
                   activation: str | None = None, backend: str | None = None, accuracy: str | None = None,
-                  cold_weights: bool = False) -> Convolution:
+                  cold_weights: bool = False) -> Convolution | ConvolutionOnDevice:
         options = make_options(stride, padding, dilation, groups, padding_mode, layout, activation, accuracy)
         options = replace(options, cold_weights=bool(cold_weights))
+        choice = device_choice(backend, w)
+        if choice is not None:
+            return ConvolutionOnDevice(ndim, w, bias, options, choice, input_shape, prepare_on_device)
         return Convolution(ndim, w, bias, options, backend, input_shape)
 
     return _named(plan_conv, f"plan_conv{ndim}d", ndim, """\

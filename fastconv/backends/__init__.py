@@ -34,7 +34,7 @@ import numpy as np
 
 from ..problem import Problem
 
-__all__ = ["CACHED_BYTES", "Backend", "BackendError", "Kernel", "Machine", "load", "modules"]
+__all__ = ["CACHED_BYTES", "Backend", "BackendError", "DeviceKernel", "Kernel", "Machine", "load", "modules"]
 
 # Of arrays that a last-level cache keeps from call to call (bench_conv.py, filters).
 CACHED_BYTES = 16 * 1024 * 1024
@@ -75,14 +75,27 @@ class Kernel(Protocol):
         """Scratch memory of a run, all threads together."""
 
 
+class DeviceKernel(Protocol):
+    """The same for a GPU: arrays are pointers to its memory, and everything is put on a stream; nothing waits."""
+
+    packed: tuple[tuple[int, str], ...]  # (count, dtype) of the memories that `pack` writes
+    scratch_bytes: int
+
+    def pack(self, stream: int, second: Any, target: list[Any]) -> None:
+        """Prepare the second operand for any number of runs, in `target`'s memories."""
+
+    def run(self, stream: int, first: Any, second: Any, packed: list[Any], bias: Any, out: Any) -> None:
+        """Compute the problem into `out`; `second` is there too, as it was."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A way to compute convolutions, as data."""
 
     refuses: Callable[[Problem], str | None]
-    seconds: Callable[[Problem, Machine], float]
-    build: Callable[[Problem], Kernel]
-    pack_seconds: Callable[[Problem, Machine], float] = lambda problem, machine: 0.0
+    seconds: Callable[[Problem, Any], float]  # of a Machine, or of a Gpu
+    build: Callable[[Problem], Any]  # a Kernel, or a DeviceKernel
+    pack_seconds: Callable[[Problem, Any], float] = lambda problem, machine: 0.0
     prepare: Callable[[str], None] = lambda dtype: None  # compile what problems of a dtype may need beyond the kernels
     # Predicts `run` for what `pack` made of the weights at hand; given by backends that take some weights only, whose `seconds`
     # is for the best of them and whose `pack` raises BackendError for those it does not take.

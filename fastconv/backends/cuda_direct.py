@@ -12,6 +12,7 @@ from typing import Any
 from ..problem import Problem
 from . import Backend
 from ._cuda import SIMULATED
+from ._cuda.compiling import Code
 from ._cuda.driver import Gpu, Launch, Stream, address_of, resident
 from ._cuda.geometry import source_table, target_lists
 from ._cuda.sums import forward_code, grad_input_code, grad_weight_code, sizes_of
@@ -50,6 +51,11 @@ class Direct:
             self.launch(stream, first, second, address_of(self.table), out)
         else:
             self.launch(stream, first, second, out if bias is None else bias, address_of(self.table), out)
+
+
+def codes(dtype: str) -> list[Code]:
+    """Every kernel that a problem may need."""
+    return [make(dtype, THREADS) for make in (forward_code, grad_input_code, grad_weight_code)]
 
 
 def refuses(problem: Problem) -> str | None:

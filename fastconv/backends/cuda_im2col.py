@@ -17,6 +17,7 @@ import numpy as np
 from ..problem import Problem
 from . import Backend
 from ._cuda import SIMULATED
+from ._cuda.compiling import Code
 from ._cuda.driver import Gpu, Launch, Stream, address_of, gpu, resident, scratch
 from ._cuda.gemm import BITS, FAR, Phase, Product, Tile, gemm_code, shared_bytes
 from ._cuda.geometry import image_strides, index_refusal, weight_strides
@@ -114,6 +115,14 @@ class Im2col:
             self.add(stream, parts, bias, out)
 
 
+def codes(dtype: str) -> list[Code]:
+    """Every kernel that a problem of floats may need."""
+    tiles = TILES if np.dtype(dtype).itemsize == 4 else TILES64
+    flags = (False, True)
+    return [*(gemm_code(tile, dtype, gradient, along_depth, volume) for tile in tiles for gradient in flags for along_depth in flags
+              for volume in flags), pack_code(dtype), turn_code(dtype), sum_parts_code(dtype)]
+
+
 # -- tables ---------------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +173,8 @@ def _phase_operands(problem: Problem) -> list[Operand]:
         pads = forward.padding if forward else ((0, 0),) * 3
         point_at = [np.arange(n) - low for n, (low, _) in zip(counts, pads, strict=True)]
         taps = [np.arange(k)[part][::-1] if forward else np.arange(0) for k, part in zip(p.kernel_size, phase.taps, strict=True)]
-        tap_at = [np.arange(part.size) * (d if forward else 1) for part, d in zip(taps, forward.dilation if forward else (1, 1, 1), strict=True)]
+        steps = forward.dilation if forward else (1, 1, 1)
+        tap_at = [np.arange(part.size) * step for part, step in zip(taps, steps, strict=True)]
         taps_at = sum(t * s for t, s in zip(_grid(*taps), w[2:], strict=True))
         operands.append(_operand(p, p.output_size, y, p.group_out, point_at=point_at, result_at=result_at, tap_at=tap_at,
                                  weights_at=np.arange(p.group_out)[:, None] * w.out_channel + taps_at))
@@ -203,14 +213,14 @@ def _product(problem: Problem, splits: int, chunk: int, rows: int, elements: int
     x, y, w = _strides(p)
     pitch = -(-rows // PADDING) * PADDING
     bias = int(p.bias and splits == 1 and p.pass_name != "grad_weight")
+    sizes = p.groups, splits, chunk, rows, p.batch
     if p.pass_name == "grad_input":
-        return Product(p.groups, splits, chunk, rows, p.batch, *p.output_size, y.batch, p.group_out * y.channel, x.batch,
-                       p.group_in * x.channel, x.channel, pitch, elements, bias)
-    if p.pass_name == "forward":
-        return Product(p.groups, splits, chunk, rows, p.batch, *p.input_size, x.batch, p.group_in * x.channel, y.batch,
-                       p.group_out * y.channel, y.channel, pitch, elements, bias)
-    return Product(p.groups, splits, chunk, rows, p.batch, *p.input_size, x.batch, p.group_in * x.channel, y.batch,
-                   p.group_out * w.out_channel, w.out_channel, pitch, elements, bias)
+        places = *p.output_size, y.batch, p.group_out * y.channel, x.batch, p.group_in * x.channel, x.channel
+    elif p.pass_name == "forward":
+        places = *p.input_size, x.batch, p.group_in * x.channel, y.batch, p.group_out * y.channel, y.channel
+    else:
+        places = *p.input_size, x.batch, p.group_in * x.channel, y.batch, p.group_out * w.out_channel, w.out_channel
+    return Product._make((*sizes, *places, pitch, elements, bias))
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------------
@@ -253,9 +263,9 @@ def seconds(problem: Problem, machine: Gpu) -> float:
     p = problem
     tile, splits, _ = choose(p, machine)
     points = p.batch * math.prod(p.input_size if p.pass_name == "grad_input" else p.output_size)
-    rows, columns, depth = p.group_out, points, p.taps
+    rows, columns, depth = p.group_out, points, float(p.taps)
     if p.pass_name == "grad_weight":
-        columns, depth = depth, points
+        columns, depth = p.taps, float(points)
     if p.pass_name == "grad_input":
         rows, depth = p.group_in, p.group_out * math.prod(p.kernel_size) / math.prod(p.stride)
     blocks = p.groups * splits * -(-rows // tile.rows) * -(-columns // tile.columns)

@@ -67,10 +67,11 @@ remainder = _language.remainder
 shared_memory = _language.shared_memory
 store = _language.store
 store4 = _language.store4
+store_part = _language.store_part
 traced = _language.traced
 zero_of = _language.zero_of
 zeros = _language.zeros
 
-__all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4", "has_compiler",
-           "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder",
-           "shared_memory", "store", "store4", "traced", "zero_of", "zeros"]
+__all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
+           "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient",
+           "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]

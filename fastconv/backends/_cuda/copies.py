@@ -12,9 +12,10 @@ from . import SIMULATED, cuda, fetch, inlined, load, shared_memory, store, zero_
 from .compiling import Code
 from .driver import Launch, Stream
 
-__all__ = ["apply_activation", "copy_strided", "sum_channels"]
+__all__ = ["apply_activation", "codes", "copy_strided", "sum_channels"]
 
 AXES = 5
+SMOOTH = ("sigmoid", "tanh", "silu", "gelu")
 THREADS = 8 if SIMULATED else 256
 
 
@@ -49,7 +50,8 @@ def _copy_code(source: str, target: str) -> Code:
     return Code(f"copy.{source}.{target}", copy, (source, target), Copied, 0, THREADS)
 
 
-def copy_strided(stream: Stream, source: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtypes: tuple[str, str], target: Any) -> None:
+def copy_strided(stream: Stream, source: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtypes: tuple[str, str],
+                 target: Any) -> None:
     """Copy elements of up to five axes, read by `strides` (in elements), to contiguous ones of another type."""
     missing = AXES - len(shape)
     geometry = Copied(*(1,) * missing, *shape, *(0,) * missing, *strides)
@@ -131,3 +133,8 @@ def _activation_code(name: str, dtype: str) -> Code:
 def apply_activation(stream: Stream, name: str, dtype: str, count: int, pointer: Any) -> None:
     """Apply a smooth activation in place."""
     Launch(_activation_code(name, dtype), (-(-count // THREADS),), Length(*divmod(count, CHUNK)))(stream, pointer)
+
+
+def codes(dtype: str) -> list[Code]:
+    """Every kernel of this module for one type."""
+    return [_copy_code(dtype, dtype), _sum_code(dtype), *(_activation_code(name, dtype) for name in SMOOTH)]

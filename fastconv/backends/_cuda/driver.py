@@ -20,7 +20,7 @@ import numpy as np
 from . import SIMULATED, has_compiler
 from .compiling import Code, entry_of, ptx_of
 
-__all__ = ["Gpu", "Launch", "absence", "address_of", "copy_from_host", "copy_to_host", "gpu", "resident", "scratch"]
+__all__ = ["Gpu", "Launch", "absence", "address_of", "copy_from_host", "copy_to_host", "gpu", "memory", "resident", "scratch"]
 
 POOL_BYTES = 512 * 1024 * 1024  # of scratch memory that stays allocated between calls
 STATIC_SHARED_BYTES = 48 * 1024  # beyond which a kernel must be allowed its shared memory
@@ -142,7 +142,7 @@ class Launch:
     def _simulate(self, pointers: tuple[Any, ...]) -> None:
         kernel = _simulated(self.code)
         floats = tuple(np.float32(v) for v in self.floats)
-        with np.errstate(all="ignore"), _short_turns():
+        with _short_turns():
             kernel[self.grid, self.code.threads, 0, self.shared_bytes](*pointers, self.geometry, *floats)
 
 
@@ -161,7 +161,13 @@ def _short_turns() -> Iterator[None]:
 def _simulated(code: Code) -> Any:
     from . import cuda
 
-    return cuda.jit(code.function)
+    function = cuda.jit(device=True)(code.function)
+
+    def quiet(*arguments: Any) -> None:
+        with np.errstate(all="ignore"):  # of the thread that stands for one of the GPU's, which knows no warnings
+            function(*arguments)
+
+    return cuda.jit(quiet)
 
 
 @functools.cache
@@ -191,15 +197,29 @@ def address_of(array: Any) -> Any:
     return array.__cuda_array_interface__["data"][0]
 
 
+def memory(count: int, dtype: str) -> Any:
+    """Memory for `count` elements that lives as long as the object returned."""
+    from . import cuda
+
+    with _named_shortage(count * np.dtype(dtype).itemsize):
+        return cuda.device_array(count, np.dtype(dtype))
+
+
 def resident(array: np.ndarray) -> Any:
     """A copy of `array` in the GPU's memory, which lives as long as the object returned."""
     from . import cuda
 
-    try:
+    with _named_shortage(array.nbytes):
         return cuda.to_device(np.ascontiguousarray(array))
+
+
+@contextlib.contextmanager
+def _named_shortage(wanted: int) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         if "OUT_OF_MEMORY" in str(error):
-            raise MemoryError(f"the GPU has no {array.nbytes:,} bytes free") from error
+            raise MemoryError(f"the GPU has no {wanted:,} bytes free") from error
         raise
 
 

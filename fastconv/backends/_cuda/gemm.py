@@ -45,12 +45,12 @@ from . import (
     load4,
     ones_of,
     outer_product,
-    pick,
     quotient,
     remainder,
     shared_memory,
     store,
     store4,
+    store_part,
     zero_of,
     zeros,
 )
@@ -129,7 +129,7 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
     """The kernel: of a weight gradient or not, with lanes that copy along the depth or along the columns, of planes or volumes."""
     BM, BN, BK, TY, TX, STAGES = tile
     NT = tile.threads
-    LDA, LDB = BM + SKEW, BN + SKEW
+    LDA, LDB, LDC = BM + SKEW, BN + SKEW, BN + SKEW
     STAGE_A, STAGE_B = BK * LDA, BK * LDB
     START_B, START_BIAS = STAGES * STAGE_A, STAGES * (STAGE_A + STAGE_B)
     START_ENTRIES = START_BIAS + BM
@@ -138,6 +138,8 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
     STEP_M, STEP_N = BM // GROUPS_M, BN // GROUPS_N
     ACROSS = BN // TX
     SUMS = BM // TY * ACROSS
+    rows_last = gradient != along_depth  # in the result: channels are
+    assert STEP_M * LDC <= START_BIAS, f"{tile}: rows of sums do not fit the stages"
     WARP_X = min(8, TX)
     WARPS_X, WARP_Y = TX // WARP_X, 32 // WARP_X
     PER_ROW = BM // WIDE  # copies
@@ -166,7 +168,7 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
             for j in range(COPIES_B):
                 n = i32(thread // BK + j * (NT // BK))
                 at_column = load4(entries, n * ENTRY)
-                copy_async(target, thread % BK * LDB + n, x, at_column[0] + at_depth[0], 1, is_inside(at_column, at_depth, g))
+                copy_async(target, i32(thread % BK * LDB + n), x, i32(at_column[0] + at_depth[0]), 1, is_inside(at_column, at_depth, g))
 
     else:
 
@@ -176,27 +178,30 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
             for j in range(COPIES_B):
                 row = i32(thread // BN + j * (NT // BN))
                 at_depth = depth_entry(tables, phase, g, i32(k + row), end)
-                copy_async(target, row * LDB + thread % BN, x, column[0] + at_depth[0], 1, is_inside(column, at_depth, g))
+                copy_async(target, i32(row * LDB + thread % BN), x, i32(column[0] + at_depth[0]), 1, is_inside(column, at_depth, g))
 
     @inlined
     def copy_rows(target, a, g, thread, m0, k):
         for j in range(COPIES_A):
             row = i32(thread // PER_ROW + j * (NT // PER_ROW))
-            column = thread % PER_ROW * WIDE
-            copy_async(target, row * LDA + column, a, (k + row) * g.pitch + m0 + column, WIDE, True)
+            column = i32(thread % PER_ROW * WIDE)
+            copy_async(target, i32(row * LDA + column), a, i32(i32(i32(k + row) * g.pitch) + i32(m0 + column)), WIDE, True)
 
-    def write_sum(sums, operands, k):
-        """Write sum k of the thread's: rows after columns, so that neighbours follow each other in channels-first results."""
-        result, entries, row, across, columns, g, slope, ceiling = operands
-        j, i = k // (GROUPS_M * WIDE), k % (GROUPS_M * WIDE)
-        n = i32(across + j // WIDE * STEP_N + j % WIDE)
-        m = i32(row + i // WIDE * STEP_M + i % WIDE)
-        if n < columns and m < g.rows:
-            at = load(entries, n * ENTRY + 1) + m * g.y_row
-            store(result, at, finish(pick(sums, i * (GROUPS_N * WIDE) + j), slope, ceiling))
+    def write_rows(sums, operands, c):
+        """Write the c-th groups of all threads' rows, through shared memory: lanes follow the axis along which the result lies."""
+        memory, entries, result, row, across, m0, columns, g, slope, ceiling = operands
+        cuda.syncthreads()
+        store_part(advance(memory, i32(row * LDC + across)), sums, c, WIDE, GROUPS_N, STEP_N, LDC)
+        cuda.syncthreads()
+        for index in range(i32(cuda.threadIdx.x), STEP_M * BN, NT):
+            r, n = (index % STEP_M, index // STEP_M) if rows_last else (index // BN, index % BN)
+            m = i32(m0 + c * STEP_M + r)
+            if n < columns and m < g.rows:
+                at = i32(load(entries, n * ENTRY + 1) + i32(m * g.y_row))
+                store(result, at, finish(load(memory, r * LDC + n), slope, ceiling))
         return sums
 
-    write = repeated(write_sum, SUMS)
+    write = repeated(write_rows, GROUPS_M)
 
     def im2col(a, x, taps, points, phases, bias, y, g, slope, ceiling):
         thread = i32(cuda.threadIdx.x)
@@ -239,14 +244,15 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
             cuda.syncthreads()
             if block + STAGES - 1 < blocks:
                 k = i32(first + (block + STAGES - 1) * BK)
-                copy_rows(advance(memory, writing * STAGE_A), left, g, thread, m0, k)
-                copy_image(advance(memory, START_B + writing * STAGE_B), image, tables, phase, g, entries, column, thread, k, end)
+                copy_rows(advance(memory, i32(writing * STAGE_A)), left, g, thread, m0, k)
+                copy_image(advance(memory, i32(START_B + writing * STAGE_B)), image, tables, phase, g, entries, column, thread, k, end)
             copy_commit()
-            sums = multiply(sums, (advance(memory, reading * STAGE_A + row), advance(memory, START_B + reading * STAGE_B + across)), 0)
+            own_rows, own_columns = i32(reading * STAGE_A + row), i32(START_B + reading * STAGE_B + across)
+            sums = multiply(sums, (advance(memory, own_rows), advance(memory, own_columns)), 0)
             reading = i32(reading + 1) if reading < STAGES - 1 else i32(0)
             writing = i32(writing + 1) if writing < STAGES - 1 else i32(0)
         result = advance(y, np.int64(split) * g.part + group * g.y_group)
-        write(sums, (result, entries, i32(m0 + row), across, i32(columns - n0), g, slope, ceiling), 0)
+        write(sums, (memory, entries, result, row, across, m0, i32(columns - n0), g, slope, ceiling), 0)
 
     kinds = ("gradient" if gradient else "forward", "depth" if along_depth else "columns", "volume" if volume else "plane")
     name = ".".join(["im2col", *kinds, "x".join(map(str, tile)), dtype])
@@ -259,11 +265,11 @@ def _entries() -> tuple[Callable, Callable]:
 
     def point_entry(tables, phase, g, number, end):
         image = quotient(number, phase[0])
-        at = fetch4(tables[0], (number - image * phase[0]) * ENTRY if number < end else 0)
+        at = fetch4(tables[0], i32(i32(number - image * phase[0]) * ENTRY) if number < end else i32(0))
         return i32(at[0] + image * g.x_image), i32(at[1] + image * g.y_image), at[2], at[3] if number < end else i32(FAR)
 
     def tap_entry(tables, phase, g, number, end):
-        return fetch4(tables[1], number * ENTRY)
+        return fetch4(tables[1], i32(number * ENTRY))
 
     return inlined(point_entry), inlined(tap_entry)
 
@@ -272,7 +278,7 @@ def _inside(volume: bool) -> Callable:
     """Whether a point's tap is inside the image."""
 
     def in_plane(point, tap, g):
-        return less_unsigned(point[2] + tap[2], g.in_h) and less_unsigned(point[3] + tap[3], g.in_w)
+        return less_unsigned(i32(point[2] + tap[2]), g.in_h) and less_unsigned(i32(point[3] + tap[3]), g.in_w)
 
     def in_volume(point, tap, g):
         row = i32(point[2] + tap[2])

@@ -9,7 +9,8 @@ import numpy as np
 
 from ...problem import Problem
 
-__all__ = ["INDEX_LIMIT", "ImageStrides", "WeightStrides", "image_strides", "index_refusal", "source_table", "target_lists", "weight_strides"]
+__all__ = ["INDEX_LIMIT", "ImageStrides", "WeightStrides", "image_strides", "index_refusal", "source_table", "target_lists",
+           "weight_strides"]
 
 INDEX_LIMIT = 2**31 - 1  # of the elements of an array that is indexed by 32 bits
 

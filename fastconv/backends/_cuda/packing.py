@@ -88,7 +88,8 @@ def turn_code(dtype: str) -> Code:
         cuda.syncthreads()
         for p in range(line, SQUARE, TURNING_ROWS):
             if first_point + p < g.steps:
-                store(packed, (group * np.int64(g.steps) + first_point + p) * g.pitch + first_row + lane, load(memory, lane * (SQUARE + 1) + p))
+                at = (group * np.int64(g.steps) + first_point + p) * g.pitch + first_row + lane
+                store(packed, at, load(memory, lane * (SQUARE + 1) + p))
 
     return Code(f"turn.{dtype}", turn, (dtype, dtype), Turned, 0, threads)
 

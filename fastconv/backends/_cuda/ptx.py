@@ -12,16 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import cuda
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic, models, register_model
-
-from numba import cuda
 
 from .symbols import Symbol, outputs_of
 
 __all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory",
-           "store", "store4", "traced", "zero_of", "zeros"]
+           "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder",
+           "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
@@ -167,6 +166,33 @@ def store4(typing, pointer, i, values):
         return context.get_dummy_value()
 
     return types.void(pointer, i, types.UniTuple(pointer.element, WIDE)), emit
+
+
+@intrinsic
+def store_part(typing, pointer, tile, part, rows, groups, step, pitch):
+    """Write rows of a tile, those of its `part`-th group of `rows`: groups of four columns `step` apart, rows `pitch` apart.
+
+    All numbers but `part` are literals, and unrolling makes that a constant.
+    """
+    if not all(isinstance(number, types.IntegerLiteral) for number in (rows, groups, step, pitch)):
+        return None
+    count, columns, apart, line = (number.literal_value for number in (rows, groups, step, pitch))
+
+    def emit(context, builder, sig, args):
+        kept = cgutils.alloca_once(builder, args[1].type)  # LLVM takes it apart again
+        builder.store(args[1], kept)
+        first = builder.mul(_narrow(builder, args[2]), I32(count * columns * WIDE))
+        for i in range(count):
+            for b in range(columns):
+                vector = ir.Constant(ir.VectorType(IR_OF[pointer.element], WIDE), ir.Undefined)
+                for j in range(WIDE):
+                    at = builder.add(first, I32((i * columns + b) * WIDE + j))
+                    vector = builder.insert_element(vector, builder.load(builder.gep(kept, [I32(0), at])), I32(j))
+                address = _vector(builder, builder.gep(args[0], [I32(i * line + b * apart)]), pointer.element, pointer.space)
+                builder.store(vector, address, align=BYTES_OF[pointer.element] * WIDE)
+        return context.get_dummy_value()
+
+    return types.void(pointer, tile, part, rows, groups, step, pitch), emit
 
 
 @intrinsic

@@ -15,8 +15,8 @@ from numba import types
 from . import SIMULATED, cuda
 
 __all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "i32", "inlined",
-           "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store", "store4",
-           "traced", "zero_of", "zeros"]
+           "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store",
+           "store4", "store_part", "traced", "zero_of", "zeros"]
 
 WIDE = 4
 UNSIGNED = 0xFFFFFFFF
@@ -94,6 +94,13 @@ def store4(pointer: Pointer, i: int, values: tuple[Any, ...]) -> None:
         raise IndexError(f"a wide store of element {pointer.at(i)}")
     for j in range(WIDE):
         store(pointer, i + j, values[j])
+
+
+def store_part(pointer: Pointer, tile: tuple[Any, ...], part: int, rows: int, groups: int, step: int, pitch: int) -> None:
+    for i in range(rows):
+        for b in range(groups):
+            first = ((part * rows + i) * groups + b) * WIDE
+            store4(pointer, i * pitch + b * step, tile[first:first + WIDE])
 
 
 def copy_async(target: Pointer, i: int, source: Pointer, j: int, count: int, inside: bool) -> None:

@@ -68,8 +68,9 @@ def sizes_of(problem: Problem, starts: tuple[int, int, int]) -> Sizes:
     """The sizes of a problem whose table's axes begin at `starts`."""
     p = problem
     x, y = (image_strides(*sizes, p.channels_last) for sizes in ((p.in_channels, p.input_size), (p.out_channels, p.output_size)))
-    return Sizes(p.batch, p.groups, p.group_in, p.group_out, *p.input_size, *p.output_size, *p.kernel_size, *p.stride, *p.dilation, *starts,
-                 *x, *weight_strides(p), *y, int(p.channels_last), int(p.bias))
+    channels = p.batch, p.groups, p.group_in, p.group_out
+    axes = *p.input_size, *p.output_size, *p.kernel_size, *p.stride, *p.dilation, *starts
+    return Sizes._make((*channels, *axes, *x, *weight_strides(p), *y, int(p.channels_last), int(p.bias)))
 
 
 def rectifier(dtype: str) -> Callable:
