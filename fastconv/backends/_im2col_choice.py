@@ -25,10 +25,12 @@ ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 
 ROW_COST, COPY_COST = 15, 10  # vector multiply-adds of copying a row of a box, and a vector of it (bench_conv.py, 3x3 layers)
 EFFICIENCY = 0.91  # share of the peak in the main loop (bench_conv.py, 3x3 layers)
 SINGLE_EFFICIENCY = 0.62  # the same of tiles one vector wide, where a channel or sixteen are left over: loads limit it
+PASSED_FACTOR = 1.3  # of products with points read in place between which a stride passes others over (bench_conv.py, 1x1s2)
 MOVED_PASSES = 1.0  # times operands and result pass the second-level cache (bench_conv.py, 1x1)
 PARTS_SECONDS = 6e-6  # of allocating and adding partial gradients by NumPy (bench_conv.py, tiny)
 PACK_SPEED = 1.3  # times the bandwidth at which one thread writes panels (bench_conv.py, plain calls, 3x3_512@7, 3x3s2_512@14)
 PACK_SECONDS = 1.6e-6  # of Python around packing (bench_conv.py, tiny)
+HANDED_SECONDS = 13e-6  # of panels that another core has just written (bench_conv.py, plain calls, 1x1 at 7 x 7 and 14 x 14)
 EXPOSED = 0.75  # share of the time of weights from memory that the products do not hide (cold plans of 3x3_512@7, 3x3s2_512@14)
 CALL_SECONDS = 1e-6  # of Python around a run (bench_conv.py, tiny)
 
@@ -72,7 +74,7 @@ def seconds(problem: Problem, machine: Machine) -> float:
     if p.pass_name == "grad_input":
         return col2im_seconds(p, machine) if takes_col2im(p, machine) else _turned_seconds(p, machine)
     if p.pass_name == "forward":
-        return CALL_SECONDS + min(_forward_seconds(p, machine), _product_seconds(p, machine))
+        return CALL_SECONDS + min(_forward_seconds(p, machine), _product_seconds(p, machine), forward_rows_seconds(p, machine))
     return min(rows_seconds(p, machine), _panels_seconds(p, machine))
 
 
@@ -126,8 +128,13 @@ def _columns(problem: Problem) -> float:
 
 
 def is_product(problem: Problem, machine: Machine) -> bool:
-    """Whether a forward convolution is faster as a product that is written as it is."""
+    """Whether a forward convolution is faster as a product that is written as it is than with packed weights."""
     return _product_seconds(problem, machine) < _forward_seconds(problem, machine)
+
+
+def is_forward_rows(problem: Problem, machine: Machine) -> bool:
+    """Whether a forward convolution is faster with its weights' rows as they lie than with packed weights, or as that product."""
+    return forward_rows_seconds(problem, machine) < min(_forward_seconds(problem, machine), _product_seconds(problem, machine))
 
 
 def _product_seconds(problem: Problem, machine: Machine) -> float:
@@ -150,6 +157,8 @@ def _forward_seconds(problem: Problem, machine: Machine) -> float:
     multiply = 2 * p.batch * math.prod(p.output_size) * _columns(p) * depth / machine.flops(p.dtype)
     moved = MOVED_PASSES * _touched_bytes(p) / machine.cache_bandwidth
     g = forward_boxes(p, machine.threads)
+    if g.in_place and p.stride[2] > p.kernel_size[2]:
+        multiply *= PASSED_FACTOR
     copies = _copy_seconds(p, g, machine)
     if p.flops <= SERIAL_FLOPS:
         return copies + multiply + moved
@@ -172,8 +181,13 @@ def takes_col2im(problem: Problem, machine: Machine) -> bool:
     return col2im_seconds(problem, machine) < _turned_seconds(problem, machine) + _turning_seconds(problem, machine)
 
 
+def phase_forward_seconds(problem: Problem, machine: Machine) -> float:
+    """Time of a phase of a `grad_input`, whose weights lie turned."""
+    return CALL_SECONDS + min(_forward_seconds(problem, machine), _product_seconds(problem, machine))
+
+
 def _turned_seconds(problem: Problem, machine: Machine) -> float:
-    return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth)
+    return phase_seconds(problem, lambda phase: phase_forward_seconds(phase, machine), machine.bandwidth)
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
@@ -181,17 +195,17 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     p = problem
     if p.pass_name == "grad_input":
         return 0.0 if takes_col2im(p, machine) else _turning_seconds(p, machine)
-    if (is_product if p.pass_name == "forward" else is_rows)(p, machine):
+    if p.pass_name == "grad_weight":
+        return 0.0 if is_rows(p, machine) else _panel_seconds(p, machine)
+    if is_product(p, machine) or is_forward_rows(p, machine):
         return 0.0
-    packed = _panel_seconds(p, machine)
-    return min(packed, forward_rows_seconds(p, machine) - seconds(p, machine)) if p.pass_name == "forward" else packed
+    return min(_panel_seconds(p, machine), CALL_SECONDS + forward_rows_seconds(p, machine) - seconds(p, machine))
 
 
 def runs_unpacked(problem: Problem, machine: Machine) -> bool:
     """Whether a forward convolution is faster with weights as they lie than with panels made for one run."""
-    p = problem
-    packed = _forward_seconds(p, machine) + _panel_seconds(p, machine)
-    return forward_rows_seconds(p, machine) < CALL_SECONDS + min(packed, _product_seconds(p, machine))
+    packed = _forward_seconds(problem, machine) + _panel_seconds(problem, machine)
+    return forward_rows_seconds(problem, machine) < min(packed, _product_seconds(problem, machine))
 
 
 def _turning_seconds(problem: Problem, machine: Machine) -> float:
@@ -207,4 +221,5 @@ def _panel_seconds(problem: Problem, machine: Machine) -> float:
     panels = second // max(1, problem.out_channels) * problem.groups * -(-problem.group_out // panel_width(problem.dtype))
     written = panels * panel_width(problem.dtype)
     shared = speedup(problem.groups * -(-problem.group_out // panel_width(problem.dtype)), machine.threads)
-    return PACK_SECONDS + (second / machine.cache_bandwidth + written / (PACK_SPEED * machine.bandwidth)) / shared
+    handed = HANDED_SECONDS if problem.flops > SERIAL_FLOPS and machine.threads > 1 else 0.0
+    return PACK_SECONDS + handed + (second / machine.cache_bandwidth + written / (PACK_SPEED * machine.bandwidth)) / shared
