@@ -30,7 +30,7 @@ LINES = {(2, 1): 4, (3, 1): 4, (5, 1): 4, (7, 1): 4}
 MIXED = {(2, 3): 4, (3, 2): 4}  # taps of the two axes: phases of a strided 5x5
 NO_GRADIENT = {(7, 7)}  # taps of algorithms whose weight gradient errs by more than 1e-5 (tests/test_winograd.py)
 SMALLEST_CHANNELS = 8  # of a group, in and out: fewer leave lanes of the transforms and the product empty
-TRANSFORMED_BYTES = 512 * 1024  # of V: half a 1 MiB L2 (benchmarks/bench_conv.py, 3x3 layers)
+TRANSFORMED_BYTES = 768 * 1024  # of V and a panel's sums: three quarters of a 1 MiB L2 (benchmarks/bench_conv.py, 3x3 layers)
 FEWEST_TILES, MOST_TILES = 2 * TILE_ROWS, 16 * TILE_ROWS  # of a box, where there are so many
 
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
@@ -135,9 +135,10 @@ def transforms() -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]:
 
 
 def tiles_of_a_box(problem: Problem, algorithm: Algorithm) -> int:
-    """Tiles that a box aims at: their transforms within half a second-level cache."""
-    lines = vectors_of(algorithm.channels(problem), problem.dtype)
-    fitting = TRANSFORMED_BYTES // (algorithm.products * lines * problem.itemsize * problem.kernel_size[0])
+    """Tiles that a box aims at: their transforms and a panel's sums within most of a second-level cache."""
+    p = problem
+    elements = vectors_of(algorithm.channels(p), p.dtype) * p.kernel_size[0] + TILE_COLUMNS * lane_count(p.dtype)
+    fitting = TRANSFORMED_BYTES // (algorithm.products * elements * p.itemsize)
     return min(MOST_TILES, max(FEWEST_TILES, fitting))
 
 
