@@ -127,6 +127,18 @@ def _first_tiles() -> tuple[int, ...]:
 
 
 FIRST_TILES = _first_tiles()
+
+
+def tiles_cost(rows: int) -> int:
+    """Rows that the tiles of so many compute, and one more for each tile."""
+    cost = 0
+    while rows > 0:
+        taken = FIRST_TILES[min(rows, 2 * TILE_ROWS)]
+        cost += max(taken, FULL_ROWS) + 1
+        rows -= taken
+    return cost
+
+
 TILES = {(rows, columns, packed): make_tile(rows, columns, packed)
          for rows in TILE_SIZES for columns in (1, TILE_COLUMNS) for packed in (False, True)}
 

@@ -39,7 +39,7 @@ from ._gemm import (
     weight_matrices,
 )
 from ._gradient_rows import GradientRows
-from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, is_rows, pack_seconds, runs_unpacked, seconds, takes_col2im
+from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, is_rows, is_turned, pack_seconds, runs_unpacked, seconds, takes_col2im
 from ._im2col_gradient import GradWeight, PointwiseGradWeight
 from ._jit import num_threads
 from ._phases import build_grad_input
@@ -168,7 +168,7 @@ def build(problem: Problem) -> Kernel:
         return Forward(problem, once=ForwardRows(problem)) if runs_unpacked(problem, machine) else forward(problem)
 
     def grad_weight(problem: Problem) -> Kernel:
-        if PointwiseGradWeight.takes(problem):
+        if is_turned(problem, machine):
             return PointwiseGradWeight(problem)
         return GradientRows(problem) if is_rows(problem, machine) else GradWeight(problem)
 
@@ -188,6 +188,8 @@ def prepare(dtype: str) -> None:
     Col2im(Problem.create("grad_input", *operands))
     ForwardRows(Problem.create("forward", *operands))
     GradientRows(Problem.create("grad_weight", *operands))
+    product = Problem.create("grad_input", 2, (1, 64, 32, 32), (64, 64, 1, 1), dtype, Options())
+    build_grad_input(product, lambda phase, layout=None: PointwiseForward(phase, layout), lambda phase: 0.0)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)
