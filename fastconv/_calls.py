@@ -17,12 +17,12 @@ import numpy as np
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, check_integer_range, check_out, common_dtype, is_plain
 from .asking import Choice, asked_backend, current_choice
-from .backends._scratch import reused_operands
+from .backends._scratch import empty, reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options", "remembered",
-           "run", "shape_of"]
+__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "empty", "execute", "frozen", "lookup", "make_options",
+           "remembered", "run", "shape_of"]
 
 CALLS_KEPT = 4096
 SMALL_OPERAND = 1024  # elements for which fresh memory costs less than asking for scratch (the same)
@@ -309,7 +309,7 @@ class ReadyCall:
         self._small = math.prod(made.problem.shapes[1]) <= SMALL_OPERAND
 
     def __call__(self, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        out = np.empty(self._shape, self._dtype)
+        out = empty(self._shape, self._dtype)
         if self._small:
             self._run(first, self._pack(second), bias, out)
         else:

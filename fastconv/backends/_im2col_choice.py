@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..problem import Problem
@@ -10,16 +11,17 @@ from . import CACHED_BYTES, Machine
 from ._boxes import TASKS_PER_THREAD, Geometry, cut, speedup
 from ._col2im import col2im_seconds
 from ._forward_rows import rows_seconds as forward_rows_seconds
-from ._gemm import panel_width
+from ._gemm import panel_width, rows_computed
 from ._gradient_rows import rows_seconds
 from ._phases import phase_seconds
 from ._pointwise import PointwiseForward, product_seconds
 from ._simd import TILE_COLUMNS, TILE_ROWS, TILE_SIZES, lane_count
 
-CHUNK_TAPS = 126  # rows of a weight gradient's task: nine full tiles (benchmarks/bench_conv.py, grad_weight)
+CHUNK_TAPS = 288  # rows of a weight gradient's task: 32 channels 3x3 (benchmarks/bench_conv.py, grad_weight, 3x3s2_256@28)
 PARTS_BYTES = 16 * 1024 * 1024  # of partial weight gradients that are added up at the end
 SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 TILE_OVERHEAD = 18  # steps of k that filling and storing a tile costs (bench_conv.py, 1x1 against 3x3)
+STRAIGHT_OVERHEAD = 8  # the same where a weight gradient's tiles are written as they are (bench_conv.py, 1x1 at 7x7)
 RESUMED_OVERHEAD = 8  # of going on with a weight gradient's sums in the next box (bench_conv.py, grad_weight, 3x3s2_128@56)
 ALIASED_OVERHEAD = 25  # the same, further, where planes of y are a multiple of 4 KiB apart (bench_conv.py, 224 against 222)
 ROW_COST, COPY_COST = 15, 10  # vector multiply-adds of copying a row of a box, and a vector of it (bench_conv.py, 3x3 layers)
@@ -53,16 +55,37 @@ class GradientTasks(NamedTuple):
 def gradient_tasks(problem: Problem, threads: int) -> GradientTasks:
     """Tasks enough for the threads: of fewer channels, then of fewer panels, then of fewer boxes."""
     p = problem
-    points, panels = math.prod(p.kernel_size), -(-p.group_out // panel_width(p.dtype))
-    chunk = max(1, min(p.group_in, CHUNK_TAPS // points))
     wanted = TASKS_PER_THREAD * threads if p.flops > SERIAL_FLOPS else 1
-    while p.groups * -(-p.group_in // chunk) * panels < wanted and chunk > 1 and chunk * points > 2 * TILE_ROWS:
-        chunk = -(-chunk // 2)
+    chunk = _chunk(p, threads, wanted)
     tasks = max(1, p.groups * -(-p.group_in // chunk))
-    splits = max(1, min(panels, -(-wanted // tasks)))
+    splits = max(1, min(_panels(p), -(-wanted // tasks)))
     g = cut(p, 1, channels=chunk, column_multiple=max(p.output_size[2], 1))
     most_parts = max(1, PARTS_BYTES // (p.itemsize * max(1, math.prod(p.weight_shape))))
     return GradientTasks(g, chunk, splits, max(1, min(-(-wanted // (tasks * splits)), g.boxes, most_parts)))
+
+
+def _panels(problem: Problem) -> int:
+    return -(-problem.group_out // panel_width(problem.dtype))
+
+
+def _chunk(problem: Problem, threads: int, wanted: int) -> int:
+    """Channels of a task, so that the thread with the most tasks is done soonest.
+
+    128 channels 3x3 in nine chunks of 14 and one of 2 took .94 ms, in eight of 16 .86. Tasks that share the panels of a chunk would
+    each copy its channels, where they are copied.
+    """
+    p, points, panels = problem, math.prod(problem.kernel_size), _panels(problem)
+    copied = any(max(pad) > 0 for pad in p.padding)
+    fewest = max(1, min(p.group_in, -(-2 * TILE_ROWS // points)))
+    most = max(fewest, min(p.group_in, CHUNK_TAPS // points, p.groups * p.group_in // wanted if copied else p.group_in))
+
+    def cost(chunk: int) -> tuple[bool, int, int, int]:
+        tasks = p.groups * -(-p.group_in // chunk)
+        splits = max(1, min(panels, -(-wanted // tasks)))
+        longest = -(-tasks * splits // threads) * -(-panels // splits) * rows_computed(chunk * points)
+        return tasks * splits < wanted, longest, splits, -chunk
+
+    return min(range(fewest, most + 1), key=cost)
 
 
 # -- cost model -----------------------------------------------------------------------------------------------------------
@@ -75,6 +98,8 @@ def seconds(problem: Problem, machine: Machine) -> float:
         return col2im_seconds(p, machine) if takes_col2im(p, machine) else _turned_seconds(p, machine)
     if p.pass_name == "forward":
         return CALL_SECONDS + min(_forward_seconds(p, machine), _product_seconds(p, machine), forward_rows_seconds(p, machine))
+    if is_turned(p, machine):
+        return _turned_gradient_seconds(p, machine)
     return min(rows_seconds(p, machine), _panels_seconds(p, machine))
 
 
@@ -83,7 +108,28 @@ def is_rows(problem: Problem, machine: Machine) -> bool:
     return rows_seconds(problem, machine) < _panels_seconds(problem, machine)
 
 
-def _panels_seconds(problem: Problem, machine: Machine) -> float:
+def is_turned(problem: Problem, machine: Machine) -> bool:
+    """Whether the weight gradient of a kernel of one tap is faster from panels of x than from panels of gy."""
+    p = problem
+    if (p.channels_last or p.groups > 1 or math.prod(p.kernel_size) * math.prod(p.stride) > 1 or any(map(any, p.padding))
+            or 0 in p.output_shape or p.in_channels == 0):
+        return False
+    return _turned_gradient_seconds(p, machine) < _panels_seconds(p, machine) + _panel_seconds(p, machine)
+
+
+def turned_gradient(problem: Problem) -> Problem:
+    """The problem whose x is gy and whose gy is x: its weight gradient is the transpose."""
+    p = problem
+    return replace(p, in_channels=p.out_channels, out_channels=p.in_channels, input_size=p.output_size)
+
+
+def _turned_gradient_seconds(problem: Problem, machine: Machine) -> float:
+    """Time from panels of x, packed in the run; gw is written as it is."""
+    turned = turned_gradient(problem)
+    return _panels_seconds(turned, machine, STRAIGHT_OVERHEAD) + _panel_seconds(turned, machine)
+
+
+def _panels_seconds(problem: Problem, machine: Machine, overhead: int = TILE_OVERHEAD) -> float:
     """Time of a weight gradient from panels of gy."""
     p = problem
     points = p.batch * math.prod(p.output_size)
@@ -92,7 +138,7 @@ def _panels_seconds(problem: Problem, machine: Machine) -> float:
     chunks = -(-p.group_in // chunk)
     sizes = [chunk] * (p.group_in // chunk) + [p.group_in % chunk]
     rows = sum(-(-size * math.prod(p.kernel_size) // TILE_SIZES[-2]) * TILE_SIZES[-2] for size in sizes)
-    multiply = 2 * rows * _columns(p) * (points + TILE_OVERHEAD + RESUMED_OVERHEAD * (g.boxes - 1)) / machine.flops(p.dtype)
+    multiply = 2 * rows * _columns(p) * (points + overhead + RESUMED_OVERHEAD * (g.boxes - 1)) / machine.flops(p.dtype)
     work = multiply + moved + splits * _copy_seconds(p, g, machine)
     if p.flops <= SERIAL_FLOPS:
         return CALL_SECONDS + work
@@ -196,7 +242,7 @@ def pack_seconds(problem: Problem, machine: Machine) -> float:
     if p.pass_name == "grad_input":
         return 0.0 if takes_col2im(p, machine) else _turning_seconds(p, machine)
     if p.pass_name == "grad_weight":
-        return 0.0 if is_rows(p, machine) else _panel_seconds(p, machine)
+        return 0.0 if is_turned(p, machine) or is_rows(p, machine) else _panel_seconds(p, machine)
     if is_product(p, machine) or is_forward_rows(p, machine):
         return 0.0
     return min(_panel_seconds(p, machine), CALL_SECONDS + forward_rows_seconds(p, machine) - seconds(p, machine))

@@ -45,6 +45,7 @@ from ._im2col_choice import (
     is_forward_rows,
     is_product,
     is_rows,
+    is_turned,
     pack_seconds,
     phase_forward_seconds,
     runs_unpacked,
@@ -181,7 +182,7 @@ def build(problem: Problem) -> Kernel:
         return Forward(problem, once=ForwardRows(problem)) if runs_unpacked(problem, machine) else forward(problem)
 
     def grad_weight(problem: Problem) -> Kernel:
-        if PointwiseGradWeight.takes(problem):
+        if is_turned(problem, machine):
             return PointwiseGradWeight(problem)
         return GradientRows(problem) if is_rows(problem, machine) else GradWeight(problem)
 
@@ -201,6 +202,8 @@ def prepare(dtype: str) -> None:
     Col2im(Problem.create("grad_input", *operands))
     ForwardRows(Problem.create("forward", *operands))
     GradientRows(Problem.create("grad_weight", *operands))
+    product = Problem.create("grad_input", 2, (1, 64, 32, 32), (64, 64, 1, 1), dtype, Options())
+    build_grad_input(product, lambda phase, layout=None: PointwiseForward(phase, layout), lambda phase: 0.0)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)

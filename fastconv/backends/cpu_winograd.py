@@ -9,8 +9,8 @@ A box of output points is cut into tiles of m_h x m_w. Per box:
 
 Taps along the depth axis are summed directly (they are more channels to the product), so 3-D works with 2-D tiles.
 Dilation interleaves independent tiles; a stride has polyphase algorithms, or is folded into channels while packing. The
-gradient of the input is the forward convolutions of its phases, that of the weights the transposed algorithm
-(`_winograd_gradient`). Which algorithm a problem gets is chosen by predicted time (`_winograd_choice`).
+gradient of the input is the forward convolutions of its phases, those of one tap products of matrices (`_pointwise`), that of the
+weights the transposed algorithm (`_winograd_gradient`). Which algorithm a problem gets is chosen by predicted time (`_winograd_choice`).
 
 The weights' transform reads the panels that `im2col` uses too; weights that are used once, in a plain call or a gradient of the
 input, are transformed where they are multiplied (`_winograd_once`), if that is predicted to be faster.
@@ -41,6 +41,7 @@ from ._boxes import strides_of
 from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_rows, panel_width, rows_computed, tile_addresses, weight_matrices
 from ._jit import inlined, num_threads, outlined
 from ._phases import build_grad_input, phase_seconds, phases_refusal
+from ._pointwise import PointwiseForward, product_seconds
 from ._scratch import operand, used_once
 from ._simd import (
     COUNTER_PITCH,
@@ -80,6 +81,7 @@ MANY_BOXES = 8  # of a thread, which are never far from even shares
 # Of a tile: what its transform costs in rows of a product with one panel; of a box: reading the panel (bench_conv.py, 3x3 layers, 11x11s4).
 TRANSFORM_ROWS = 0.6
 PANEL_ROWS = 4
+PHASE_READS = 2  # times gy's bytes pass memory for each phase (bench_conv.py, backward, 3x3s2 of 32 to 128 channels at 112 to 56)
 
 
 class Geometry(NamedTuple):
@@ -333,7 +335,9 @@ def refuses(problem: Problem) -> str | None:
     if p.accuracy == "strict":
         return "its error exceeds a plain sum's: accuracy='strict' refuses that"
     if p.pass_name == "grad_input":
-        return phases_refusal(p, refuses)
+        if all(math.prod(phase.problem.kernel_size) == 1 for phase in p.phases() if phase.problem):
+            return f"has no algorithm for kernel {p.kernel_size[3 - p.ndim:]} with stride {p.stride[3 - p.ndim:]}"
+        return phases_refusal(p, phase_refusal)
     if p.group_out < SMALLEST_CHANNELS or p.group_in * math.prod(p.stride) < SMALLEST_CHANNELS:
         return f"needs {SMALLEST_CHANNELS} input and output channels a group, not {p.group_in} and {p.group_out}"
     if not algorithms(p):
@@ -341,31 +345,66 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
+def is_product(problem: Problem) -> bool:
+    """Whether a phase of a strided gradient is a single tap, for which no algorithm saves multiplications."""
+    return math.prod(problem.kernel_size) == 1 and PointwiseForward.takes(problem)
+
+
+def phase_refusal(problem: Problem) -> str | None:
+    """Why a phase of a gradient of the input cannot be computed here."""
+    return None if is_product(problem) else refuses(problem)
+
+
 def seconds(problem: Problem, machine: Machine) -> float:
-    if problem.pass_name == "grad_input":
-        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth, refuses, exact=False)
-    return best_algorithm(problem, machine)[0]
+    p = problem
+    if p.pass_name == "grad_input":
+        return phase_seconds(p, lambda phase: phase_cost(p, phase, machine), machine.bandwidth, phase_refusal, exact=False)
+    if is_product(p):
+        return machine.region_seconds + (product_seconds(p, machine) + p.bytes / machine.cache_bandwidth) / machine.threads
+    return best_algorithm(p, machine)[0]
+
+
+def phase_cost(problem: Problem, phase: Problem, machine: Machine) -> float:
+    """Time of one of the convolutions that make a gradient of the input: after another's, it finds gy in no near cache."""
+    p = problem
+    again = PHASE_READS * math.prod(p.output_shape) * p.itemsize / (machine.bandwidth * machine.threads) if math.prod(p.stride) > 1 else 0.0
+    return seconds(phase, machine) + again
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
     """What a plain call takes longer than a plan's: weights packed and transformed first, or as they are used."""
 
     def plain(p: Problem) -> float:
+        if is_product(p):
+            return seconds(p, machine)
         return min(best_algorithm(p, machine)[0] + packing_seconds(p, machine), best_once(p, machine)[0])
+
+    def plain_phase(phase: Problem) -> float:
+        return plain(phase) + phase_cost(problem, phase, machine) - seconds(phase, machine)
 
     p = problem
     if p.pass_name == "grad_weight":
         return 0.0
-    whole = plain(p) if p.pass_name == "forward" else phase_seconds(p, plain, machine.bandwidth, refuses, exact=False)
-    return whole - seconds(p, machine)
+    if p.pass_name == "forward":
+        return plain(p) - seconds(p, machine)
+    # All phases but one read lines of weights for a few of their taps.
+    reads = (math.prod(p.stride) - 1) * math.prod(p.weight_shape) * p.itemsize / (machine.bandwidth * machine.threads)
+    return phase_seconds(p, plain_phase, machine.bandwidth, phase_refusal, exact=False) - seconds(p, machine) + reads
 
 
 def build(problem: Problem) -> Kernel:
     from ._machine import machine_constants
 
-    passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_weight": build_grad_weight,
-        "grad_input": lambda p: build_grad_input(p, Forward, lambda phase: seconds(phase, machine_constants()), refuses, exact=False)}
+    def phase(problem: Problem, layout: WeightLayout | JointLayout | None = None) -> Kernel:
+        if is_product(problem) and isinstance(layout, WeightLayout):
+            return PointwiseForward(problem, layout)
+        return Forward(problem, layout)
+
+    def grad_input(problem: Problem) -> Kernel:
+        machine = machine_constants()
+        return build_grad_input(problem, phase, lambda part: phase_cost(problem, part, machine), phase_refusal, exact=False)
+
+    passes: dict[str, Callable[[Problem], Kernel]] = {"forward": Forward, "grad_weight": build_grad_weight, "grad_input": grad_input}
     return passes[problem.pass_name](problem)
 
 
