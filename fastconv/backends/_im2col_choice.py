@@ -80,7 +80,7 @@ def _chunk(problem: Problem, threads: int, wanted: int) -> int:
     most = max(fewest, min(p.group_in, CHUNK_TAPS // points, p.groups * p.group_in // wanted if copied else p.group_in))
 
     def cost(chunk: int) -> tuple[bool, int, int, int]:
-        tasks = p.groups * -(-p.group_in // chunk)
+        tasks = max(1, p.groups * -(-p.group_in // chunk))
         splits = max(1, min(panels, -(-wanted // tasks)))
         longest = -(-tasks * splits // threads) * -(-panels // splits) * rows_computed(chunk * points)
         return tasks * splits < wanted, longest, splits, -chunk
