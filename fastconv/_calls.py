@@ -19,11 +19,11 @@ from ._arrays import as_array, as_bias, as_operand, batched_shape, check_integer
 from ._device import is_device_array
 from ._device_calls import device_bias_gradient, device_choice, run_on_device
 from .asking import AUTO, Choice, asked_backend, current_choice
-from .backends._scratch import reused_operands
+from .backends._scratch import empty, reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
 
-__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "execute", "frozen", "lookup", "make_options",
+__all__ = ["READY_FLAGS", "Call", "batched", "bias_gradient", "check_shape", "empty", "execute", "frozen", "lookup", "make_options",
            "prepare_on_device", "remembered", "run", "shape_of"]
 
 CALLS_KEPT = 4096
@@ -323,7 +323,7 @@ class ReadyCall:
         self._small = math.prod(made.problem.shapes[1]) <= SMALL_OPERAND
 
     def __call__(self, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        out = np.empty(self._shape, self._dtype)
+        out = empty(self._shape, self._dtype)
         if self._small:
             self._run(first, self._pack(second), bias, out)
         else:

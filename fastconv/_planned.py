@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import as_array, as_bias, as_operand, common_dtype
-from ._calls import READY_FLAGS, Call, batched, execute, lookup, shape_of
+from ._calls import READY_FLAGS, Call, batched, empty, execute, lookup, shape_of
 from .dispatcher import Plan
 from .problem import Options, Problem
 from .substitutes import PackedBy
@@ -63,7 +63,7 @@ class Convolution:
             shape, result_shape, dtype, run, packed, bias = fast
             if (type(x) is np.ndarray and x.dtype is dtype and x.flags.num & READY_FLAGS == READY_FLAGS and x.shape == shape
                     and (out is None or _takes(out, result_shape, dtype, x))):
-                result = np.empty(result_shape, dtype) if out is None else out
+                result = empty(result_shape, dtype) if out is None else out
                 run(x, packed, bias, result)
                 return result
         x, single = batched("x", as_array("x", x), self._ndim)

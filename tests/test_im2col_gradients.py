@@ -9,7 +9,7 @@ from fastconv.backends import _forward_rows, cpu_im2col
 from fastconv.backends._col2im import Col2im, refuses_col2im
 from fastconv.backends._forward_rows import ForwardRows
 from fastconv.backends._gradient_rows import GradientRows
-from fastconv.backends._scratch import reused_operands
+from fastconv.backends._scratch import arena, reused_operands
 from fastconv.problem import Options, Problem
 
 PLAIN = [case for case in CASES if case.options.get("padding_mode", "zeros") == "zeros" and "layout" not in case.options]
@@ -75,23 +75,28 @@ def test_gradient_rows(case, dtype):
     assert_close(result, expected(case, "grad_weight"), tolerance("im2col", dtype, terms(case, "grad_weight")))
 
 
-WIDE = [Case(f"{c.name}_wide", c.ndim, c.input_shape, (7 * c.weight_shape[0], *c.weight_shape[1:]), c.options) for c in PLAIN]
+# Points as vectors and a few left over, of one image and of several, odd numbers of channels on both sides.
+POINTS = [Case(f"points_{n}", 2, (batch, 37, 1, n // batch), (5, 37, 1, 1), {})
+          for n, batch in ((4, 1), (15, 1), (17, 1), (48, 1), (49, 1), (50, 2), (51, 3), (57, 3), (64, 1), (98, 2), (113, 1), (196, 4))]
+WIDE = [Case(f"{c.name}_wide", c.ndim, c.input_shape, (7 * c.weight_shape[0], *c.weight_shape[1:]), c.options) for c in [*PLAIN, *POINTS]]
 FEW = [case for case in WIDE if _forward_rows.fits(p := problem_of(case, "forward", "float32")) and p.flops < 1e7]
 
 
 def test_forward_cases_are_taken():
     """The table holds convolutions of every kind that the engine of the forward pass is for."""
     names = {case.name.removesuffix("_wide") for case in FEW}
-    assert {"groups_2", "stride_2", "stride_3_dilation_2", "1d_stride_4", "batch_of_3", "asymmetric_pads"} <= names
+    assert {"groups_2", "groups_1x1", "stride_2", "stride_3_dilation_2", "1d_stride_4", "batch_of_3", "asymmetric_pads"} <= names
+    assert {f"points_{n}" for n in (4, 15, 17, 48, 49, 50, 51, 57, 64, 113)} <= names
 
 
 def run_rows(case, dtype, *arrays, bias=None, **more):
-    """The engine's result, with whatever lay in the planes' memory before."""
+    """The engine's result, with whatever lay in the scratch memory before."""
     p = problem_of(case, "forward", dtype, **more)
-    _forward_rows.shared("planes", _forward_rows.rows_of(p).size, dtype).fill(np.nan)
+    made = ForwardRows(p)
+    arena(made.scratch_bytes)[0].fill(255)  # NaN
     out = poisoned(operands(case).target_shape("forward"), dtype)
     x, w = (np.array(a, dtype) for a in arrays)
-    ForwardRows(p).run(x, w, bias, out)
+    made.run(x, made.pack(w), bias, out)
     return out
 
 

@@ -64,7 +64,7 @@ TILE_OVERHEAD = 18  # steps of a sum that filling and storing a tile costs
 EFFICIENCY, SINGLE_EFFICIENCY = 0.91, 0.62  # share of the peak in the products, of panels of two vectors and of one
 # Vector multiply-adds (bench_conv.py, backward, strides 1 to 3) of transposing a vector of a column and adding it to its plane, and
 # of writing a row of gx, and an element of one where they lie in more than two phases:
-ADDED_COST, ROW_COST, ELEMENT_COST = 4.5, 64, 11
+ADDED_COST, ROW_COST, ELEMENT_COST = 16, 64, 11
 CALL_SECONDS = 1e-6  # of Python around a run
 
 
@@ -319,8 +319,8 @@ def col2im_seconds(problem: Problem, machine: Machine) -> float:
     multiply = 2 * p.batch * c.points * columns * (c.depth + TILE_OVERHEAD)
     added = p.batch * chunks * vectors * lanes * c.rows * -(-c.wide // lanes) * ADDED_COST
     written = p.batch * p.in_channels * c.in_d * c.in_h * (ROW_COST + (c.in_w * ELEMENT_COST if c.stride_w > 2 else 0))
-    read = -(-p.batch // c.together) * math.prod(p.weight_shape) * p.itemsize / machine.bandwidth
-    work = (multiply + 2 * lanes * (added + written)) / machine.flops(p.dtype) + read
+    moved = (-(-p.batch // c.together) * math.prod(p.weight_shape) + math.prod(p.input_shape)) * p.itemsize / machine.bandwidth
+    work = (multiply + 2 * lanes * (added + written)) / machine.flops(p.dtype) + moved
     return CALL_SECONDS + machine.region_seconds + work / speedup(-(-p.batch // c.together) * chunks, machine.threads)
 
 

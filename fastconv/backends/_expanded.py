@@ -94,7 +94,7 @@ def expand(g, e, source, last, t, w, bias, planes):
         if count < e.width:
             at, pitch = last, e.width
         short = 1 if count <= lanes_of(source) else 0
-        call_pixel_tile(e.addresses[TILE_COLUMNS * t + short], advance(w, e.starts[t]), e.counts, 1, g.channels, at, pitch,
+        call_pixel_tile(e.addresses[TILE_COLUMNS * t + short], advance(w, e.starts[t]), e.counts, 1, g.channels, at, pitch, 0,
                         advance(bias, first), advance(planes, panel * e.width), g.pitch, e.y_offsets,
                         advance(e.counts, TILE_COLUMNS * count), e.epilogue)
 

@@ -50,6 +50,7 @@ from ._simd import (
     tile_store,
     transpose_block,
     transpose_chosen,
+    transpose_whole,
 )
 from ._simd.emit import pointer_to
 from ._weights import NO_TERM, JointLayout, WeightLayout
@@ -127,6 +128,18 @@ def _first_tiles() -> tuple[int, ...]:
 
 
 FIRST_TILES = _first_tiles()
+
+
+def rows_computed(rows: int) -> int:
+    """What a product of so many rows costs, in rows: those of all its register tiles, and one more each."""
+    cost = 0
+    while rows > 0:
+        taken = FIRST_TILES[min(rows, 2 * TILE_ROWS)]
+        cost += max(taken, FULL_ROWS) + 1
+        rows -= taken
+    return cost
+
+
 TILES = {(rows, columns, packed): make_tile(rows, columns, packed)
          for rows in TILE_SIZES for columns in (1, TILE_COLUMNS) for packed in (False, True)}
 
@@ -194,8 +207,11 @@ def store_points(sums, width, rows, y, y_offsets, y_channel, count, epilogue):
         deep = min(lanes - misalignment(advance(y, first)), rows - r)
         if get(y_offsets, r + deep - 1) - first == deep - 1:
             for c in range(0, count, lanes):
-                transpose_block(advance(sums, r * width + c), width, deep, min(lanes, count - c),
-                                advance(y, first + c * y_channel), y_channel, deep)
+                if deep == lanes and c + lanes <= count:
+                    transpose_whole(advance(sums, r * width + c), width, advance(y, first + c * y_channel), y_channel)
+                else:
+                    transpose_block(advance(sums, r * width + c), width, deep, min(lanes, count - c),
+                                    advance(y, first + c * y_channel), y_channel, deep)
         else:
             for i in range(r, r + deep):
                 for c in range(count):

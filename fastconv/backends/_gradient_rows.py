@@ -161,10 +161,13 @@ def gradient_chunk(problem: Problem, threads: int) -> int:
 
 
 def takes_rows(problem: Problem) -> bool:
-    """Whether points are so few that writing gw takes as long as the products, and taps fill the lanes."""
+    """Whether points are so few that writing gw takes as long as the products, and taps fill the lanes.
+
+    Of one tap, panels are packed sooner than gathered.
+    """
     p = problem
-    return (not p.channels_last and p.batch * math.prod(p.output_size) <= MOST_POINTS and p.taps >= panel_width(p.dtype)
-            and p.group_out >= 2 * TILE_ROWS and 0 not in p.output_shape)
+    return (not p.channels_last and math.prod(p.kernel_size) > 1 and p.batch * math.prod(p.output_size) <= MOST_POINTS
+            and p.taps >= panel_width(p.dtype) and p.group_out >= 2 * TILE_ROWS and 0 not in p.output_shape)
 
 
 def rows_seconds(problem: Problem, machine: Machine) -> float:

@@ -6,7 +6,6 @@ gy is packed into panels; a chunk's sums go on from box to box, in blocks of poi
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +23,10 @@ from ._boxes import (
     space_of,
 )
 from ._gemm import NO_OFFSETS, Epilogue, Matrices, PanelPacking, multiply_tile, panel_width, store_points, tile_addresses
-from ._im2col_choice import SERIAL_FLOPS, gradient_tasks
+from ._im2col_choice import SERIAL_FLOPS, gradient_tasks, turned_gradient
 from ._jit import inlined, num_threads
 from ._simd import COUNTER_PITCH, TILE_ROWS, advance, get, lanes_of, own_first, parallel_kernel, prefetch_write, thawed, zero_element
 
-FEW_POINTS = 256  # of an image whose weight gradient takes longer to write than to multiply (bench_conv.py, 1x1 at 7x7)
 SUMMED_POINTS = 4096  # terms of a float32 sum in a row: 10^6 of them erred by 6e-6 to 5e-5, blocks of these by 1e-6
 
 
@@ -174,21 +172,13 @@ class PointwiseGradWeight:
     """The weight gradient of a kernel of one tap, channels first: gw is gy times the panels of x.
 
     The lanes are then input channels, rows of gw, which is written without a transpose: 2048 -> 512 channels at 7x7 took .43 ms
-    the other way round.
+    the other way round. And where x is smaller than gy, there is less to pack: 64 -> 256 at 56x56 .51 ms, so .44.
     """
 
     def __init__(self, problem: Problem):
         p = problem
-        mirrored = replace(p, in_channels=p.out_channels, out_channels=p.in_channels, input_size=p.output_size)
-        self.kernel = GradWeight(mirrored, turned=True)
+        self.kernel = GradWeight(turned_gradient(p), turned=True)
         self.scratch_bytes = self.kernel.scratch_bytes + math.prod(p.input_shape) * p.itemsize
-
-    @staticmethod
-    def takes(problem: Problem) -> bool:
-        """Whether x is as gy is, there are channels enough to fill the lanes, and writing gw takes longer than packing x."""
-        p = problem
-        return (math.prod(p.kernel_size) == math.prod(p.stride) == p.groups == 1 and not any(map(any, p.padding))
-                and not p.channels_last and p.in_channels >= 2 * panel_width(p.dtype) and math.prod(p.output_size) <= FEW_POINTS)
 
     def pack(self, gy: np.ndarray) -> np.ndarray:
         return gy

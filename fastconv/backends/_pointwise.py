@@ -5,11 +5,14 @@
 Rows of the register tile are output channels, its columns pixels: what leaves it is written as it is, where the tiles of
 `_gemm` are transposed, which costs as much as 18 input channels. The image is one row of pixels, taken in panels of
 `TILE_COLUMNS` vectors; the last, short one of an image is copied and ends in zeros, as are all where channels a multiple of
-4 KiB apart would push each other out of the first-level cache. The weights are read in place, whatever their
-layout, and need no packing.
+4 KiB apart would push each other out of the first-level cache. The first tiles of a panel fetch the next one, which comes from
+the last-level cache (an Intel server, 256 -> 64 channels at 56 x 56: .37 ms, .42 without; AMD's own prefetching does as well).
+
+The weights are read in place where an output channel's adjoin. Where those of an input channel do, in gradients of the input, each
+step of a sum would read a line of its own, a power of two from the last, for a few of its elements: they are packed, tile by tile.
 
 Tried, and did not pay: copying every panel, so that loads are aligned (256 -> 64 channels at 56x56: 79 % of the peak, 88 %
-in place); fetching the next panel or the lines of y ahead (no change).
+in place); fetching the lines of y ahead (no change).
 """
 
 from __future__ import annotations
@@ -24,19 +27,26 @@ from numba.extending import intrinsic
 
 from ..problem import Problem
 from . import Machine
-from ._gemm import FULL_ROWS, epilogue_of, epilogue_type, panel_width
+from ._gemm import FULL_ROWS, RUN_ELEMENTS, SERIAL_PACKING, epilogue_of, epilogue_type, panel_width
 from ._jit import address_of, addressed, num_threads, outlined
+from ._scratch import operand
 from ._simd import (
     COUNTER_PITCH,
     TILE_COLUMNS,
     TILE_SIZES,
     advance,
+    get,
     lanes_of,
     load,
     load_between,
+    load_first,
     own_first,
     parallel_kernel,
+    prefetch_read,
+    put,
+    shared_out,
     store,
+    store_first,
     thawed,
     tile_columns_of,
     tile_outer,
@@ -57,8 +67,9 @@ WHOLE_BYTES, FEWEST_CHUNKS = 256 * 1024, 4
 # An image of so many bytes, read by few tiles, comes from the caches of the cores that wrote it: faster in one sweep, the panel's
 # copy, than channel by channel in the first tile (576 -> 96 at 14 x 14 in MobileNetV2: 125 us, 106; by itself, 95 both).
 PASSED_BYTES = 1024 * 1024
+PACKED_PIXELS = 128  # from which packed weights gain more than their packing takes (bench_conv.py, backward, 1x1 at 14x14 and 7x7)
 TILE_OVERHEAD = 8  # input channels that filling and storing a tile costs (bench_conv.py, 1x1)
-EFFICIENCY = 0.88  # share of the peak in the main loop (bench_conv.py, 1x1)
+EFFICIENCY = 0.95  # share of the peak in the main loop, other tiles' being .91 (bench_conv.py, 1x1 at 56x56 to 14x14)
 SERIAL_FLOPS = 1_500_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
 
 
@@ -79,6 +90,7 @@ class Product(NamedTuple):
     in_place: int  # 1 where panels are read where they lie
     tiles: int  # of a group's output channels
     chunk: int  # tiles of a task
+    fetches: int  # 1 where the first tiles fetch the next panel
 
 
 def make_tile(rows: int, columns: int, packed: bool):
@@ -88,9 +100,10 @@ def make_tile(rows: int, columns: int, packed: bool):
     """
 
     @addressed
-    def tile(w, w_outputs, w_channel, depth, x, x_channel, bias, y, y_pitch, y_offsets, counts, epilogue):
+    def tile(w, w_outputs, w_channel, depth, x, x_channel, ahead, bias, y, y_pitch, y_offsets, counts, epilogue):
         acc = tile_columns_of(bias, rows, columns)
         for c in range(depth):
+            prefetch_read(x, c * x_channel + ahead)
             if packed:
                 acc = tile_outer_packed(acc, advance(w, c * rows), advance(x, c * x_channel), rows)
             else:
@@ -106,7 +119,7 @@ TILES = {(rows, columns, packed): make_tile(rows, columns, packed)
 
 def _signature(p: types.CPointer) -> tuple[types.Type, ...]:
     small, large = types.CPointer(types.int32), types.CPointer(types.int64)
-    return (p, small, types.int64, types.int64, p, types.int64, p, p, types.int64, large, small, epilogue_type(p))
+    return (p, small, types.int64, types.int64, p, types.int64, types.int64, p, p, types.int64, large, small, epilogue_type(p))
 
 
 @functools.cache
@@ -116,7 +129,8 @@ def tile_address(rows: int, columns: int, dtype: str, packed: bool = False) -> i
 
 
 @intrinsic
-def call_pixel_tile(typingctx, tile, w, w_outputs, w_channel, depth, x, x_channel, bias, y, y_pitch, y_offsets, counts, epilogue):
+def call_pixel_tile(typingctx, tile, w, w_outputs, w_channel, depth, x, x_channel, ahead, bias, y, y_pitch, y_offsets, counts,
+                    epilogue):
     """Call a micro-kernel through its address."""
     return call_by_address(_signature(x))
 
@@ -135,12 +149,32 @@ def pack_pixels(x, plane, channels, count, width, panel):
 
 
 @parallel_kernel
+def pack_weights(w, unused, bias, target, constants, scratch, counters, thread, threads):
+    """The weights of each tile: those of an input channel for all its rows, then those of the next; by runs of input channels."""
+    g, first_outputs, starts, heights, run = thawed(constants)
+    lanes = lanes_of(w)
+    runs = -(-g.group_in // run)
+    for task in shared_out(counters, 1, g.groups * runs):
+        group, first = task // runs, task % runs * run
+        matrix, packed = advance(w, g.start + group * g.w_group), advance(target, group * starts[g.tiles])
+        for t in range(g.tiles):
+            rows, source, to = heights[t], advance(matrix, first_outputs[t] * g.w_output), advance(packed, starts[t])
+            for c in range(first, min(g.group_in, first + run)):
+                if g.w_output == 1:
+                    for r in range(0, rows, lanes):
+                        store_first(to, c * rows + r, load_first(source, c * g.w_channel + r, rows - r), rows - r)
+                else:
+                    for r in range(rows):
+                        put(to, c * rows + r, get(source, c * g.w_channel + r * g.w_output))
+
+
+@parallel_kernel
 def pointwise_forward(x, w, bias, y, constants, scratch, counters, thread, threads):
     """y = epilogue(w x + bias), by block of pixels and chunk of output channels.
 
     A thread that helps with another's chunks packs their pixels again.
     """
-    g, addresses, first_outputs, w_outputs, y_offsets, counts, width, epilogue, shares = thawed(constants)
+    g, addresses, first_outputs, starts, w_outputs, y_offsets, counts, width, epilogue, shares = thawed(constants)
     lanes = lanes_of(x)
     chunks = -(-g.tiles // g.chunk)
     packed = -1
@@ -163,8 +197,10 @@ def pointwise_forward(x, w, bias, y, constants, scratch, counters, thread, threa
             short = 1 if count <= lanes else 0
             for t in range(chunk * g.chunk, min(g.tiles, (chunk + 1) * g.chunk)):
                 output = first_outputs[t]
-                call_pixel_tile(addresses[TILE_COLUMNS * t + short], advance(weights, output * g.w_output), w_outputs, g.w_channel,
-                                g.group_in, pixels, pitch, advance(biases, output), advance(target, output * g.pixels + pixel),
+                turn = t - chunk * g.chunk  # the first tiles fetch the next panel
+                ahead = width + turn * lanes if g.fetches == 1 and turn < TILE_COLUMNS else 0
+                call_pixel_tile(addresses[TILE_COLUMNS * t + short], advance(weights, starts[t]), w_outputs, g.w_channel,
+                                g.group_in, pixels, pitch, ahead, advance(biases, output), advance(target, output * g.pixels + pixel),
                                 g.pixels, y_offsets, advance(counts, TILE_COLUMNS * count), epilogue)
 
 
@@ -208,13 +244,23 @@ class PointwiseForward:
         near = not whole and len(tiles) < FEWEST_CHUNKS * threads and p.group_in * pixels * p.itemsize <= PASSED_BYTES
         copied = aliased or near
         product = Product(p.batch, p.groups, p.group_in, p.group_out, pixels, layout.start, layout.group, layout.output, layout.channel,
-                          panels, blocks, int(not copied), len(tiles), min(len(tiles), CHUNK_TILES) if few else len(tiles))
-        addresses = np.array([tile_address(rows, columns, p.dtype) for _, rows in tiles for columns in (TILE_COLUMNS, 1)], np.int64)
-        firsts = np.array([first for first, _ in tiles], np.int64)
+                          panels, blocks, int(not copied), len(tiles), min(len(tiles), CHUNK_TILES) if few else len(tiles),
+                          int(not copied and not whole))
+        packs = abs(layout.output) < abs(layout.channel) and p.batch * pixels >= PACKED_PIXELS and p.flops > SERIAL_FLOPS
+        addresses = np.array([tile_address(rows, columns, p.dtype, packs) for _, rows in tiles for columns in (TILE_COLUMNS, 1)], np.int64)
+        firsts, heights = np.array(tiles, np.int64).T.copy()
+        starts = firsts * layout.output
+        self.packing = None
+        if packs:
+            starts = np.append(0, np.cumsum(heights) * p.group_in)
+            self.packed = p.groups * int(starts[-1])
+            run = max(1, RUN_ELEMENTS // (p.group_out * abs(layout.output)))
+            self.packing = pack_weights.bind(p.dtype, (product, firsts, starts, heights, run), parallel=self.packed > SERIAL_PACKING)
+            product = product._replace(start=0, w_group=int(starts[-1]))
         w_outputs = (np.arange(TILE_SIZES[0]) * layout.output).astype(np.int32)
         pixels_left = np.arange(width + 1)[:, None] - np.arange(TILE_COLUMNS) * lanes
         counts = np.clip(pixels_left, 0, lanes).astype(np.int32).ravel()
-        constants = (product, addresses, firsts, w_outputs, np.arange(TILE_COLUMNS) * lanes, counts, width,
+        constants = (product, addresses, firsts, starts, w_outputs, np.arange(TILE_COLUMNS) * lanes, counts, width,
                      epilogue_of(p), threads)
         self.no_bias = np.zeros(p.out_channels, p.dtype)
         self.kernel = pointwise_forward.bind(p.dtype, constants, scratch=p.group_in * width, counters=threads * COUNTER_PITCH,
@@ -231,7 +277,12 @@ class PointwiseForward:
                 and p.group_in * panel_width(p.dtype) * p.itemsize <= PANEL_BYTES)
 
     def pack(self, w: np.ndarray) -> np.ndarray:
-        return w
+        w = w.reshape(-1)
+        if self.packing is None:
+            return w
+        packed = operand(self.packed, w.dtype)
+        self.packing(w, w, w, packed)
+        return packed
 
     def run(self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-        self.kernel(x, packed.reshape(-1), self.no_bias if bias is None else bias, out)
+        self.kernel(x, packed, self.no_bias if bias is None else bias, out)

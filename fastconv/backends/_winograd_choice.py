@@ -23,14 +23,15 @@ from ._simd import TILE_COLUMNS, TILE_ROWS, VECTOR_REGISTERS, lane_count
 
 # Outputs of a tile, down and across, of the algorithms there are by (taps, stride) of both axes, and by those of a line of taps.
 # Oblong tiles waste less of small maps, and of weights' traffic and registers they take a middle course: 512 channels at 7 x 7
-# take .53 ms in tiles of 4 x 2, .62 in 2 x 2, .75 in 4 x 4.
+# take .53 ms in tiles of 4 x 2, .62 in 2 x 2, .75 in 4 x 4. Tiles of a line are one point high: with four, each transformed weight is
+# there four times (1x7, 128 channels at 17 x 17: .28 ms, so .18).
 SQUARES = {(2, 1): ((4, 4), (2, 2)), (3, 1): ((4, 4), (4, 2), (2, 2)), (4, 1): ((4, 4), (2, 2)), (5, 1): ((4, 4), (2, 2)),
            (7, 1): ((2, 2),), (3, 2): ((4, 4), (4, 2), (2, 2)), (5, 2): ((2, 2),)}
 LINES = {(2, 1): 4, (3, 1): 4, (5, 1): 4, (7, 1): 4}
 MIXED = {(2, 3): 4, (3, 2): 4}  # taps of the two axes: phases of a strided 5x5
 NO_GRADIENT = {(7, 7)}  # taps of algorithms whose weight gradient errs by more than 1e-5 (tests/test_winograd.py)
 SMALLEST_CHANNELS = 8  # of a group, in and out: fewer leave lanes of the transforms and the product empty
-TRANSFORMED_BYTES = 512 * 1024  # of V: half a 1 MiB L2 (benchmarks/bench_conv.py, 3x3 layers)
+TRANSFORMED_BYTES = 768 * 1024  # of V and a panel's sums: three quarters of a 1 MiB L2 (benchmarks/bench_conv.py, 3x3 layers)
 FEWEST_TILES, MOST_TILES = 2 * TILE_ROWS, 16 * TILE_ROWS  # of a box, where there are so many
 
 SERIAL_FLOPS = 400_000  # below which one thread is done before a second has started (benchmarks/bench_conv.py, tiny)
@@ -104,9 +105,9 @@ def _pairs(high: tuple[int, int], wide: tuple[int, int]) -> list[tuple[Axis, Axi
     if high == wide:
         return [(axis_algorithm(down, *high), axis_algorithm(across, *wide)) for down, across in SQUARES.get(high, ())]
     if wide == (1, 1) and high in LINES:
-        return [(axis_algorithm(LINES[high], *high), axis_algorithm(4, 1))]
+        return [(axis_algorithm(LINES[high], *high), axis_algorithm(1, 1))]
     if high == (1, 1) and wide in LINES:
-        return [(axis_algorithm(4, 1), axis_algorithm(LINES[wide], *wide))]
+        return [(axis_algorithm(1, 1), axis_algorithm(LINES[wide], *wide))]
     taps = (high[0], wide[0])
     if high[1] == wide[1] == 1 and taps in MIXED:
         return [(axis_algorithm(MIXED[taps], high[0]), axis_algorithm(MIXED[taps], wide[0]))]
@@ -135,9 +136,10 @@ def transforms() -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]:
 
 
 def tiles_of_a_box(problem: Problem, algorithm: Algorithm) -> int:
-    """Tiles that a box aims at: their transforms within half a second-level cache."""
-    lines = vectors_of(algorithm.channels(problem), problem.dtype)
-    fitting = TRANSFORMED_BYTES // (algorithm.products * lines * problem.itemsize * problem.kernel_size[0])
+    """Tiles that a box aims at: their transforms and a panel's sums within most of a second-level cache."""
+    p = problem
+    elements = vectors_of(algorithm.channels(p), p.dtype) * p.kernel_size[0] + TILE_COLUMNS * lane_count(p.dtype)
+    fitting = TRANSFORMED_BYTES // (algorithm.products * elements * p.itemsize)
     return min(MOST_TILES, max(FEWEST_TILES, fitting))
 
 

@@ -134,7 +134,7 @@ class GradWeight:
         row_bytes = a.high.outputs * p.dilation[1] * self.across * a.wide.outputs * p.dilation[2] * lines * p.itemsize
         down = strips_of_a_task(p, self.strips, self.tiles_down, row_bytes, depths)
         plane = self._strip_tiles * width
-        s, t, borders = gradient_tiling(p, a, down, self.strips * depths)
+        s, t, borders = gradient_tiling(p, a, self.strips * depths)
         strips = Strips(p.groups, depths, self.tiles_down, down, self.across, plane, depths * plane, lines // width * t.panel)
         return bind_transform(p, s, t, strips, borders), strips
 

@@ -229,7 +229,7 @@ class ForwardOnce:
                   a.products * o.m_product, a.high.outputs * across * a.wide.outputs * dw * width, tiles + TILE_ROWS)
         space = Space(*(-(-count // 16) * 16 + 16 for count in counts))
         constants = (tile_addresses(p.dtype), o, taps, matrices, transform_address(OUTPUT, *a.keys, p.dtype), space,
-                     np.arange(channels * folds, dtype=np.int32), np.arange(out_w + TILE_ROWS) * y_point, np.zeros(width, p.dtype),
+                     np.arange(channels * folds, dtype=np.int32), np.arange(a.high.outputs * out_w) * y_point, np.zeros(width, p.dtype),
                      epilogue_of(p))
         self.kernel = winograd_once.bind(p.dtype, constants, scratch=sum(space), parallel=p.flops > SERIAL_FLOPS)
         self.bias = PaddedBias(p, width)

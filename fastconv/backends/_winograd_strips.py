@@ -34,7 +34,7 @@ from ._simd import (
 )
 from ._winograd_blocks import blocks_of, store_gradient
 from ._winograd_choice import SERIAL_FLOPS, STRIPS_BYTES, Algorithm, sums_pitches, vectors_of
-from ._winograd_tiles import channel_offsets, channel_panel, gradient_tiling, input_tiling, pack_tiles, transform_tiles
+from ._winograd_tiles import channel_offsets, channel_panel, gradient_tiling, input_tiling, transform_box
 
 # Tasks of a share beyond which each thread has two, so that one is left to give away when a core is held by another process; with
 # fewer, adding up more sums takes too long (bench_conv.py, grad_weight: 3x3_64@56 .43 ms with one, .52 with two).
@@ -102,10 +102,10 @@ def winograd_strips(x, gy, bias, sums, constants, scratch, counters, thread, thr
             first, last = p.tiles_down * block // p.blocks, p.tiles_down * (block + 1) // p.blocks
             down, start = last - first, first * gy_tiling.tile_h * gy_tiling.dilation_h
             for group in range(p.groups):
-                pack_tiles(x_source, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, origin), group, scratch)
-                transform_tiles(x_source, x_tiling, scratch, down, across, origin, p.points * x_tiling.tile, v)
-                pack_tiles(gy_source, gy, zero, gy_borders, (image, depth, start, origin), group, scratch)
-                transform_tiles(gy_source, gy_tiling, scratch, down, across, origin, p.points * p.panel, z)
+                transform_box(x_source, x_tiling, x, zero, x_borders, (image, depth * p.stride_d, first * p.step, origin), group, down,
+                              across, origin, p.points * x_tiling.tile, scratch, v)
+                transform_box(gy_source, gy_tiling, gy, zero, gy_borders, (image, depth, start, origin), group, down, across, origin,
+                              p.points * p.panel, scratch, z)
                 own = advance(sums, share * p.m_share + group * p.m_group)
                 add_products(p, register_tiles, rows, taps, down * p.points, v, z, task > begin, zeros, own)
 
@@ -157,8 +157,8 @@ class SplitGradWeight:
         unit = shares // math.gcd(planes, shares)
         blocks = min(tiles_down, -(-blocks // unit) * unit)
         down = -(-tiles_down // blocks)
-        x_source, x_tiling, x_borders = input_tiling(p, a, down, down, channels)
-        gy_source, gy_tiling, gy_borders = gradient_tiling(p, a, down, down)
+        x_source, x_tiling, x_borders = input_tiling(p, a, down, channels)
+        gy_source, gy_tiling, gy_borders = gradient_tiling(p, a, down)
         s = Strips(
             p.groups, a.channels(p), p.group_out, width, a.products, p.output_size[0], p.stride[0], tiles_down, blocks,
             a.high.outputs * p.dilation[1] * x_source.stride_h, points, x_tiling.product, gy_tiling.product, gy_tiling.panel,

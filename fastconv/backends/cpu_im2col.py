@@ -39,7 +39,19 @@ from ._gemm import (
     weight_matrices,
 )
 from ._gradient_rows import GradientRows
-from ._im2col_choice import SERIAL_FLOPS, forward_boxes, is_product, is_rows, pack_seconds, runs_unpacked, seconds, takes_col2im
+from ._im2col_choice import (
+    SERIAL_FLOPS,
+    forward_boxes,
+    is_forward_rows,
+    is_product,
+    is_rows,
+    is_turned,
+    pack_seconds,
+    phase_forward_seconds,
+    runs_unpacked,
+    seconds,
+    takes_col2im,
+)
 from ._im2col_gradient import GradWeight, PointwiseGradWeight
 from ._jit import num_threads
 from ._phases import build_grad_input
@@ -165,16 +177,18 @@ def build(problem: Problem) -> Kernel:
         return Forward(problem, layout)
 
     def plain(problem: Problem) -> Kernel:
+        if is_forward_rows(problem, machine):
+            return ForwardRows(problem)
         return Forward(problem, once=ForwardRows(problem)) if runs_unpacked(problem, machine) else forward(problem)
 
     def grad_weight(problem: Problem) -> Kernel:
-        if PointwiseGradWeight.takes(problem):
+        if is_turned(problem, machine):
             return PointwiseGradWeight(problem)
         return GradientRows(problem) if is_rows(problem, machine) else GradWeight(problem)
 
     passes: dict[str, Callable[[Problem], Kernel]] = {
         "forward": plain, "grad_input": lambda p: (
-            Col2im(p) if takes_col2im(p, machine) else build_grad_input(p, forward, lambda phase: seconds(phase, machine))),
+            Col2im(p) if takes_col2im(p, machine) else build_grad_input(p, forward, lambda phase: phase_forward_seconds(phase, machine))),
         "grad_weight": grad_weight}
     return passes[problem.pass_name](problem)
 
@@ -188,6 +202,8 @@ def prepare(dtype: str) -> None:
     Col2im(Problem.create("grad_input", *operands))
     ForwardRows(Problem.create("forward", *operands))
     GradientRows(Problem.create("grad_weight", *operands))
+    product = Problem.create("grad_input", 2, (1, 64, 32, 32), (64, 64, 1, 1), dtype, Options())
+    build_grad_input(product, lambda phase, layout=None: PointwiseForward(phase, layout), lambda phase: 0.0)
 
 
 BACKEND = Backend(refuses, seconds, build, pack_seconds, prepare)

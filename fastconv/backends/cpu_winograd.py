@@ -2,15 +2,15 @@
 
 A box of output points is cut into tiles of m_h x m_w. Per box:
 
-    pack         the box's input, borders included, with channels last: [depth][row][column][channel]
-    transform    each tile's samples, a vector of channels at a time:   V[product][depth][tile][channel]
+    pack         strips of the box's input, borders included, a vector of channels at a time: [row][column][channel]
+    transform    their tiles' samples:                                  V[panel of channels][product][depth][tile][channel]
     multiply     per product a (tiles x channels) by (channels x panel of outputs) matrix product, `_gemm`'s register tile
     transform    the products back to output points, a vector of output channels at a time, and write them
 
 Taps along the depth axis are summed directly (they are more channels to the product), so 3-D works with 2-D tiles.
 Dilation interleaves independent tiles; a stride has polyphase algorithms, or is folded into channels while packing. The
-gradient of the input is the forward convolutions of its phases, that of the weights the transposed algorithm
-(`_winograd_gradient`). Which algorithm a problem gets is chosen by predicted time (`_winograd_choice`).
+gradient of the input is the forward convolutions of its phases, those of one tap products of matrices (`_pointwise`), that of the
+weights the transposed algorithm (`_winograd_gradient`). Which algorithm a problem gets is chosen by predicted time (`_winograd_choice`).
 
 The weights' transform reads the panels that `im2col` uses too; weights that are used once, in a plain call or a gradient of the
 input, are transformed where they are multiplied (`_winograd_once`), if that is predicted to be faster.
@@ -18,6 +18,9 @@ input, are transformed where they are multiplied (`_winograd_once`), if that is 
 Tried, and did not pay: folding by de-interleaved rows and register transposes (11x11 stride 4: 0.23 ms, phases copied side by
 side 0.20); folding 3x3 stride 2 with many channels (0.52 ms at 128 @56, polyphase 0.37). Fetching the next product's panel by
 all tiles of this one pays for weights from memory (512 at 7 x 7: 1.04 ms, .84), and for those from the last-level cache does not.
+Fetching the lines of the result before they are written, during the products, costs 3 to 7% (3x3 layers of 64 to 256 channels); huge
+pages for scratch change nothing. The input's transform is bound by V's lines, written to the second-level cache (an Intel server: 211
+cycles for 16 channels of 6 x 6 samples, 131 where V stays in the first level), whatever their order.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), sections 4 and 5.
 """
@@ -35,9 +38,10 @@ from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
 from ._bilinear import INPUT, OUTPUT, WEIGHTS, transform_address
 from ._boxes import strides_of
-from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_rows, panel_width, tile_addresses, weight_matrices
+from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_rows, panel_width, rows_computed, tile_addresses, weight_matrices
 from ._jit import inlined, num_threads, outlined
 from ._phases import build_grad_input, phase_seconds, phases_refusal
+from ._pointwise import PointwiseForward, product_seconds
 from ._scratch import operand, used_once
 from ._simd import (
     COUNTER_PITCH,
@@ -68,9 +72,16 @@ from ._winograd_choice import (
 )
 from ._winograd_gradient import GRADIENT_KINDS, GradWeight, build_grad_weight
 from ._winograd_once import ForwardOnce
+from ._winograd_packing import Source, input_borders, input_source, tiles_of_a_strip
 from ._winograd_strips import SplitGradWeight
-from ._winograd_tiles import Source, Tiling, input_borders, input_source, input_spans, pack_tiles, store_tiles, transform_tiles
+from ._winograd_tiles import Tiling, channel_offsets, store_tiles, transform_box
 from ._winograd_weights import weight_taps, winograd_weights
+
+MANY_BOXES = 8  # of a thread, which are never far from even shares
+# Of a tile: what its transform costs in rows of a product with one panel; of a box: reading the panel (bench_conv.py, 3x3 layers, 11x11s4).
+TRANSFORM_ROWS = 0.6
+PANEL_ROWS = 4
+PHASE_READS = 2  # times gy's bytes pass memory for each phase (bench_conv.py, backward, 3x3s2 of 32 to 128 channels at 112 to 56)
 
 
 class Geometry(NamedTuple):
@@ -115,11 +126,11 @@ class Space(NamedTuple):
 
 
 @outlined
-def tile_table(g, s, t, count, tiles):
+def tile_table(g, t, count, tiles):
     """Offsets of a box's tiles in a product's plane of V; the last is repeated, so that a register tile may run over."""
     for d in range(g.box_d):
         for tile in range(count):
-            put(tiles, d * count + tile, np.int32((d * g.stride_d * count + tile) * s.lines))
+            put(tiles, d * count + tile, np.int32((d * g.stride_d * count + tile) * t.tile))
     for i in range(TILE_ROWS):
         put(tiles, g.box_d * count + i, get(tiles, g.box_d * count - 1))
 
@@ -164,9 +175,8 @@ def winograd_forward(x, u, bias, y, constants, scratch, counters, thread, thread
             row_tiles = t.dilation_h * across * t.dilation_w
             count = down * row_tiles
             corner = (start[0], start[1] * s.stride_d, start[2] * s.stride_h, start[3] * s.stride_w)
-            pack_tiles(s, x, zero_element(x), borders, corner, group, scratch)
-            transform_tiles(s, t, scratch, down, across, count * s.lines, row_tiles * s.lines, v)
-            tile_table(g, s, t, count, tiles)
+            transform_box(s, t, x, zero_element(x), borders, corner, group, down, across, count * t.tile, row_tiles * t.tile, scratch, v)
+            tile_table(g, t, count, tiles)
             current = box
         points = (end[1] - start[1]) * count
         output = group * g.group_out + panel * width
@@ -200,13 +210,13 @@ class Forward:
         a = self.algorithm
         self.width = panel_width(p.dtype)
         g, s, t = self._cut()
-        plane = g.down * p.dilation[1] * g.across * p.dilation[2] * s.lines
+        plane = g.down * p.dilation[1] * g.across * p.dilation[2] * t.tile
         planes = np.arange(p.kernel_size[0])[:, None] * p.dilation[0] * plane
-        taps = (planes + np.arange(g.channels)).astype(np.int32).ravel()
+        taps = (planes + channel_offsets(g.channels, t.panel_width, t.panel)[:g.channels]).astype(np.int32).ravel()
         space = self._space(g, s, t)
         boxes = p.batch * p.groups * g.boxes
         constants = (np.zeros(self.width, p.dtype), tile_addresses(p.dtype), g, s, t, transform_address(OUTPUT, *a.keys, p.dtype),
-                     input_borders(p, s), space, taps, np.arange(g.box_w + TILE_ROWS) * g.y_point, self.width, boxes, epilogue_of(p),
+                     input_borders(p, s), space, taps, np.arange(t.tile_h * g.box_w) * g.y_point, self.width, boxes, epilogue_of(p),
                      num_threads())
         self.kernel = winograd_forward.bind(p.dtype, constants, scratch=sum(space), counters=num_threads() * COUNTER_PITCH,
                                             parallel=p.flops > SERIAL_FLOPS)
@@ -226,18 +236,20 @@ class Forward:
         tiles_down, across = a.tiles(p)
         boxes_across = max(1, round(across * dh * dw / wanted))
         across = -(-across // boxes_across)
-        high = -(-tiles_down // max(1, wanted // (across * dh * dw)))
+        high = self._boxes_down(across * dh * dw, wanted, boxes_across)
         down = -(-tiles_down // high)
         box_d = 1
         if boxes_across == 1 and high == 1:
             box_d = max(1, min(out_d, wanted // (down * across * dh * dw)))
         tiles = down * dh * across * dw
         span_d = (box_d - 1) * sd + dd * (p.kernel_size[0] - 1) + 1
-        s = input_source(p, a, (span_d, *input_spans(p, a, down, across)), sd)
+        strip = tiles_of_a_strip(p, a, across)
+        s = input_source(p, a, strip, span_d, sd)
+        panel = lanes
         # An odd number of cache lines apart, the planes of the products fall on different sets.
-        product = odd_lines(span_d * tiles * s.lines, lanes)
-        t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, dh, dw, a.wide.products, product, s.lines,
-                   s.lines, 0)
+        product = odd_lines(span_d * tiles * panel, lanes)
+        t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, dh, dw, a.wide.products, product, panel,
+                   panel, a.products * product, strip)
         y_image, y_channel, _, _, y_point = strides_of(p.out_channels, p.output_size, p.channels_last)
         g = Geometry(p.groups, p.group_out, a.channels(p), p.kernel_size[0], sd, out_d, out_h, out_w, y_image, y_channel, y_point,
                      a.high.products, box_d, across * a.wide.outputs * dw, down, across, high, tiles_down,
@@ -245,10 +257,33 @@ class Forward:
                      odd_lines(p.kernel_size[0] * a.channels(p) * self.width, lanes), int(fetches_products(p, a)))
         return g, s, t
 
+    def _boxes_down(self, row_tiles: int, wanted: int, boxes_across: int) -> int:
+        """Boxes down an image, by what the busiest thread does: products of whole register tiles, transforms of all boxes it meets."""
+        p, threads = self.problem, num_threads()
+        tiles_down = self.algorithm.tiles(p)[0]
+        panels = -(-p.group_out // self.width)
+        others = p.batch * p.groups * boxes_across
+        most = -(-tiles_down // max(1, wanted // row_tiles))
+        fewest = min(most, -(-tiles_down // max(1, (wanted + wanted // 4) // row_tiles)))
+        if most * others > MANY_BOXES * threads:
+            return most
+
+        def busiest(high: int) -> float:
+            rows = [(tiles_down * (i + 1) // high - tiles_down * i // high) * row_tiles for i in range(high)]
+            products = [rows_computed(tiles) + PANEL_ROWS for tiles in rows]
+            tasks = high * others * panels
+            shares = [range(tasks * thread // threads, tasks * (thread + 1) // threads) for thread in range(threads)]
+            return max(sum(products[task // panels % high] for task in share)
+                       + TRANSFORM_ROWS * sum(rows[box % high] for box in {task // panels for task in share}) for share in shares)
+
+        even = threads // math.gcd(others, threads)  # as many boxes for each thread
+        wider = -(-most // even) * even
+        return min((*range(fewest, most + 1), wider if wider <= tiles_down else most), key=busiest)
+
     def _space(self, g: Geometry, s: Source, t: Tiling) -> Space:
         products = self.algorithm.products
         tiles = g.box_d * g.down * t.dilation_h * g.across * t.dilation_w
-        counts = (s.size, products * t.product, products * g.m_product, t.tile_h * g.box_w * self.width, tiles + TILE_ROWS)
+        counts = (s.size, s.lines // t.panel_width * t.panel, products * g.m_product, t.tile_h * g.box_w * self.width, tiles + TILE_ROWS)
         return Space(*(-(-count // 16) * 16 + 16 for count in counts))
 
     @functools.cached_property
@@ -300,7 +335,9 @@ def refuses(problem: Problem) -> str | None:
     if p.accuracy == "strict":
         return "its error exceeds a plain sum's: accuracy='strict' refuses that"
     if p.pass_name == "grad_input":
-        return phases_refusal(p, refuses)
+        if all(math.prod(phase.problem.kernel_size) == 1 for phase in p.phases() if phase.problem):
+            return f"has no algorithm for kernel {p.kernel_size[3 - p.ndim:]} with stride {p.stride[3 - p.ndim:]}"
+        return phases_refusal(p, phase_refusal)
     if p.group_out < SMALLEST_CHANNELS or p.group_in * math.prod(p.stride) < SMALLEST_CHANNELS:
         return f"needs {SMALLEST_CHANNELS} input and output channels a group, not {p.group_in} and {p.group_out}"
     if not algorithms(p):
@@ -308,31 +345,66 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
+def is_product(problem: Problem) -> bool:
+    """Whether a phase of a strided gradient is a single tap, for which no algorithm saves multiplications."""
+    return math.prod(problem.kernel_size) == 1 and PointwiseForward.takes(problem)
+
+
+def phase_refusal(problem: Problem) -> str | None:
+    """Why a phase of a gradient of the input cannot be computed here."""
+    return None if is_product(problem) else refuses(problem)
+
+
 def seconds(problem: Problem, machine: Machine) -> float:
-    if problem.pass_name == "grad_input":
-        return phase_seconds(problem, lambda phase: seconds(phase, machine), machine.bandwidth, refuses, exact=False)
-    return best_algorithm(problem, machine)[0]
+    p = problem
+    if p.pass_name == "grad_input":
+        return phase_seconds(p, lambda phase: phase_cost(p, phase, machine), machine.bandwidth, phase_refusal, exact=False)
+    if is_product(p):
+        return machine.region_seconds + (product_seconds(p, machine) + p.bytes / machine.cache_bandwidth) / machine.threads
+    return best_algorithm(p, machine)[0]
+
+
+def phase_cost(problem: Problem, phase: Problem, machine: Machine) -> float:
+    """Time of one of the convolutions that make a gradient of the input: after another's, it finds gy in no near cache."""
+    p = problem
+    again = PHASE_READS * math.prod(p.output_shape) * p.itemsize / (machine.bandwidth * machine.threads) if math.prod(p.stride) > 1 else 0.0
+    return seconds(phase, machine) + again
 
 
 def pack_seconds(problem: Problem, machine: Machine) -> float:
     """What a plain call takes longer than a plan's: weights packed and transformed first, or as they are used."""
 
     def plain(p: Problem) -> float:
+        if is_product(p):
+            return seconds(p, machine)
         return min(best_algorithm(p, machine)[0] + packing_seconds(p, machine), best_once(p, machine)[0])
+
+    def plain_phase(phase: Problem) -> float:
+        return plain(phase) + phase_cost(problem, phase, machine) - seconds(phase, machine)
 
     p = problem
     if p.pass_name == "grad_weight":
         return 0.0
-    whole = plain(p) if p.pass_name == "forward" else phase_seconds(p, plain, machine.bandwidth, refuses, exact=False)
-    return whole - seconds(p, machine)
+    if p.pass_name == "forward":
+        return plain(p) - seconds(p, machine)
+    # All phases but one read lines of weights for a few of their taps.
+    reads = (math.prod(p.stride) - 1) * math.prod(p.weight_shape) * p.itemsize / (machine.bandwidth * machine.threads)
+    return phase_seconds(p, plain_phase, machine.bandwidth, phase_refusal, exact=False) - seconds(p, machine) + reads
 
 
 def build(problem: Problem) -> Kernel:
     from ._machine import machine_constants
 
-    passes: dict[str, Callable[[Problem], Kernel]] = {
-        "forward": Forward, "grad_weight": build_grad_weight,
-        "grad_input": lambda p: build_grad_input(p, Forward, lambda phase: seconds(phase, machine_constants()), refuses, exact=False)}
+    def phase(problem: Problem, layout: WeightLayout | JointLayout | None = None) -> Kernel:
+        if is_product(problem) and isinstance(layout, WeightLayout):
+            return PointwiseForward(problem, layout)
+        return Forward(problem, layout)
+
+    def grad_input(problem: Problem) -> Kernel:
+        machine = machine_constants()
+        return build_grad_input(problem, phase, lambda part: phase_cost(problem, part, machine), phase_refusal, exact=False)
+
+    passes: dict[str, Callable[[Problem], Kernel]] = {"forward": Forward, "grad_weight": build_grad_weight, "grad_input": grad_input}
     return passes[problem.pass_name](problem)
 
 

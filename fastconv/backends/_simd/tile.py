@@ -142,6 +142,19 @@ def tile_outer_packed(typingctx, tile, x, w, rows):
 
 
 @intrinsic(prefer_literal=True)
+def tile_outer_rows(typingctx, tile, rows, offset, w):
+    """tile[r][c] += rows[r][offset] * w[c * lanes:]: the same with a tuple of pointers, which stay in registers where rows are few."""
+    vector = tile.dtype
+
+    def codegen(context, builder, signature, args):
+        values, pointers = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 1))
+        columns = [emit_load(builder, vector, args[3], j * vector.lanes) for j in range(len(values) // len(pointers))]
+        return _plus_outer(context, builder, tile, values, (builder.gep(pointer, [args[2]]) for pointer in pointers), columns)
+
+    return tile(tile, rows, types.intp, w), codegen
+
+
+@intrinsic(prefer_literal=True)
 def column_pointers(typingctx, x, offsets, columns):
     """The tuple of x + offsets[c]; `offsets` points to int32."""
     result = types.UniTuple(x, columns.literal_value)
