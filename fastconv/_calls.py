@@ -18,7 +18,7 @@ from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, batched_shape, check_integer_range, check_out, common_dtype, is_plain
 from ._device import is_device_array
 from ._device_calls import device_bias_gradient, device_choice, run_on_device
-from .asking import AUTO, Choice, asked_backend, current_choice
+from .asking import AUTO, Choice, asked_backend, current_choice, possible_choice
 from .backends._scratch import reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
@@ -300,7 +300,7 @@ def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int,
 def _single_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], bias: tuple[int, ...] | None, dtype: np.dtype,
                  options: Options, backend: str | None, extra: Any) -> ReadyCall:
     """The ready call of one pass; the checks of shapes raise as those of a first call do, if with other words."""
-    if current_choice(backend).device != "cpu":
+    if possible_choice(backend).device != "cpu":
         raise ValueError("not by the processor")
     single = len(first) == ndim + 1
     if kind == "grad_weight":

@@ -102,9 +102,9 @@ def _stream_of(array: Any, interface: dict[str, Any]) -> int:
 
 
 def _empty_numba(owner: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    from numba import cuda
+    from .backends._cuda.driver import empty
 
-    return cuda.device_array(shape, dtype)
+    return empty(shape, dtype)
 
 
 def _empty_cupy(owner: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ._arrays import as_array, batched_shape, check_out, common_dtype
 from ._device import DeviceArray, as_device_array, empty_like, is_device_array
-from .asking import AUTO, Choice, backends, current_choice, warn_once
+from .asking import AUTO, Choice, backends, current_choice, possible_choice, warn_once
 from .backends import BackendError
 from .problem import Options
 
@@ -27,26 +27,10 @@ ALL_READY = 0  # the stream that waits for what NumPy's arrays are copied by
 
 def device_choice(backend: str | None, *arrays: Any) -> Choice | None:
     """Which of the GPU's backends is asked for, by name or by where the arrays lie; None if the processor's are to compute."""
-    choice = current_choice(backend)
     if any(map(is_device_array, arrays)):
-        return _choice_for_device_arrays(choice)
-    if choice.device == "cpu":
-        return None
-    from .backends._cuda.driver import absence
-
-    reason = absence()
-    if reason is None:
-        return choice
-    message = f"backend {named(choice)!r} cannot compute this: {reason}"
-    if choice.source != "FASTCONV_BACKEND":
-        raise BackendError(message)
-    warn_once(f"FASTCONV_BACKEND: {message}; using the processor")
-    return None
-
-
-def named(choice: Choice) -> str:
-    """A choice as it was asked for."""
-    return choice.device if choice.name is None else f"{choice.device}_{choice.name}"
+        return _choice_for_device_arrays(current_choice(backend))
+    choice = possible_choice(backend)
+    return None if choice.device == "cpu" else choice
 
 
 def _choice_for_device_arrays(choice: Choice) -> Choice:

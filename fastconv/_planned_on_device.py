@@ -97,7 +97,7 @@ class ConvolutionOnDevice:
     @property
     def backend(self) -> str:
         """Name of the backend chosen."""
-        return f"cuda_{self.plan.backend}"
+        return self.plan.backend
 
     @property
     def problem(self) -> Problem:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import wisdom
-from .asking import AUTO, Choice, current_choice, warn_once
+from .asking import AUTO, Choice, possible_choice, warn_once
 from .backends import BackendError, Kernel, load
 from .explanation import Candidate, Explanation, describe, machine
 from .lowering import EmptySum, lower
@@ -195,7 +195,7 @@ def explain(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: A
     >>> print(fc.explain((1, 3, 8, 8), (4, 3, 3, 3), backend="direct").chosen)
     direct
     """
-    choice = current_choice(backend)
+    choice = possible_choice(backend)
     problem = _problem_of(input_shape, weight_shape, dtype=dtype, bias=bias, pass_name=pass_name, device=choice.device, **options)
     made = plan(problem, choice, prepacked=prepacked)
     return Explanation(made.problem, made.backend, made.candidates, made.reason, made.kernel.scratch_bytes)

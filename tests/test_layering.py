@@ -29,7 +29,7 @@ ALLOWED = {
     "backends/*": {"problem"} | HELPERS,
     "lowering": {"problem"} | HELPERS,
     "wisdom": {"problem", "_version"} | HELPERS,
-    "asking": {"backends/"},
+    "asking": HELPERS,
     "dispatcher": {"problem", "wisdom", "asking", "lowering", "measuring", "explanation", "substitutes"} | HELPERS,
     "measuring": {"problem", "wisdom", "lowering"} | HELPERS,
     "explanation": {"problem"} | HELPERS,

@@ -105,10 +105,12 @@ class Backend:
 
 @functools.cache
 def load(device: str = "cpu") -> dict[str, Backend]:
-    """The backends of a device by name, from every module `<device>_*` of this package."""
-    prefix = device + "_"
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(prefix))
-    return {name[len(prefix):]: importlib.import_module(f"{__name__}.{name}").BACKEND for name in names}
+    """The backends of a device by the names that callers use, from every module `<device>_*` of this package.
+
+    The processor's need no prefix: "fft" is `cpu_fft`, "cuda_fft" is `cuda_fft`.
+    """
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(f"{device}_"))
+    return {name.removeprefix("cpu_"): importlib.import_module(f"{__name__}.{name}").BACKEND for name in names}
 
 
 def modules(device: str = "cpu") -> list[ModuleType]:
