@@ -8,6 +8,7 @@ import sys
 import warnings
 from contextlib import ContextDecorator
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, NamedTuple
 
 from .backends import BackendError, load
@@ -143,7 +144,8 @@ class use_backend(ContextDecorator):
 @functools.lru_cache(maxsize=WARNINGS_KEPT)
 def warn_once(message: str) -> None:
     """Say once that FASTCONV_BACKEND cannot be followed."""
-    level, frame = 1, sys._getframe()
+    level = 1
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, BackendFallbackWarning, stacklevel=level)

@@ -79,13 +79,15 @@ def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
 
 def plan(problem: Problem, choice: Choice = AUTO, *, prepacked: bool = False) -> Plan:
     """The plan of a problem; `prepacked` if its second operand will be packed once for many runs."""
-    from .backends._jit import num_threads
-
-    return _plan(problem, choice, prepacked, num_threads(), wisdom.store.generation)
+    if problem.device == "cpu":
+        from .backends._jit import num_threads as executor
+    else:
+        from .backends._cuda.context import current_device as executor
+    return _plan(problem, choice, prepacked, executor(), wisdom.store.generation)
 
 
 @functools.lru_cache(maxsize=PLANS_KEPT)
-def _plan(problem: Problem, choice: Choice, prepacked: bool, threads: int, generation: int) -> Plan:
+def _plan(problem: Problem, choice: Choice, prepacked: bool, executor: int, generation: int) -> Plan:
     lowered, wrap = lower(problem)
     candidates = rank(lowered, prepacked)
     name, reason = _choose(candidates, choice, problem)

@@ -23,7 +23,7 @@ from .compiling import Code, entry_of, ptx_of
 from .context import Gpu, absence, api, checked, current_device, gpu, gpu_of
 
 __all__ = ["DEFAULT_STREAM", "Gpu", "Launch", "Stream", "absence", "address_of", "copy_from_host", "copy_to_host", "current_device",
-           "empty", "gpu", "memory", "pointer_at", "resident", "scratch"]
+           "empty", "gpu", "memory", "pointer_at", "resident", "same_memory", "scratch"]
 
 POOL_BYTES = 512 * 1024 * 1024  # of scratch memory that stays allocated between calls
 STATIC_SHARED_BYTES = 48 * 1024  # beyond which a kernel must be allowed its shared memory
@@ -64,7 +64,7 @@ class Launch:
             return
         function = _function(self.code, current_device(), self.shared_bytes > STATIC_SHARED_BYTES and self.shared_bytes)
         arguments = self._arguments
-        arguments.pointers[:] = pointers
+        arguments.pointers[:] = list(pointers)
         result = api().cuLaunchKernel(function, *self.grid, self.code.threads, 1, 1, self.shared_bytes, stream, arguments.address, 0)
         if result[0]:
             checked(result)
@@ -146,7 +146,17 @@ def pointer_at(address: int, dtype: np.dtype, below: int, count: int) -> Any:
     from .simulated import Pointer
 
     whole = (ctypes.c_char * (count * dtype.itemsize)).from_address(address - below * dtype.itemsize)
-    return Pointer(np.frombuffer(whole, dtype), below)
+    return Pointer(np.frombuffer(memoryview(whole), dtype), below)
+
+
+def same_memory(pointer: Any, dtype: str) -> Any:
+    """The pointer as one of elements of another type."""
+    if not SIMULATED:
+        return pointer
+    from .simulated import Pointer
+
+    before, after = pointer.memory.itemsize, np.dtype(dtype).itemsize
+    return Pointer(pointer.memory.view(dtype), pointer.offset * before // after)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -167,7 +177,7 @@ def resident(array: np.ndarray) -> Any:
     from . import cuda
 
     with _named_shortage(array.nbytes):
-        copy = cuda.to_device(np.ascontiguousarray(array))
+        copy = cuda.to_device(np.asarray(array, order="C"))
     if not SIMULATED:  # such a copy may return when the numbers are on their way
         checked(api().cuStreamSynchronize(DEFAULT_STREAM))
     return copy
