@@ -176,7 +176,8 @@ def leading_part(array: Any, shape: tuple[int, ...]) -> Any:
     view = as_device_array("array", array)
     result = empty_like(view, shape, view.dtype)
     with contextlib.ExitStack() as stack:
-        Operands(view.stream, stack).copy(view._replace(shape=shape, strides=view.steps), view.dtype, as_device_array("out", result).pointer)
+        part = view._replace(shape=shape, strides=view.steps)
+        Operands(view.stream, stack).copy(part, view.dtype, as_device_array("out", result).pointer)
     return result
 
 

@@ -149,6 +149,8 @@ def _tuning() -> bool:
 
 def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
                 pass_name: str = "forward", device: str = "cpu", **options: Any) -> Problem:
+    if device != "cpu":
+        possible_choice(device)
     known = set(Options.__dataclass_fields__)
     unknown = set(options) - known
     if unknown:
@@ -209,7 +211,7 @@ def tune(shapes: Sequence[tuple[Any, ...]], *, save: bool = True) -> dict[tuple[
     Parameters
     ----------
     shapes : sequence of (input_shape, weight_shape) or (input_shape, weight_shape, options)
-        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...).
+        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...), and `device`, "cpu" or "cuda".
     save : bool
         Also write the wisdom to the cache directory.
 

@@ -87,3 +87,27 @@ fc.explain((1, 1, 4, 4), (1, 1, 3, 3))
 print([name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda", "cuda.", "fastconv.backends.cuda_"))])
 """
     assert python(source).strip() == "[]"
+
+
+def test_info_and_bench_say_why(capsys):
+    """One line each."""
+    from fastconv import cli
+
+    assert cli.main(["info"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gpu  ")]
+    assert "none: " in line and INSTALL in line
+    for arguments in (["bench", "--device", "cuda"], ["bench", "--device", "cuda", "--backend", "cuda_direct"]):
+        assert cli.main(arguments) == 2
+        assert INSTALL in capsys.readouterr().err
+    assert cli.main(["bench", "--backend", "cuda_direct"]) == 2
+    assert "there is no backend 'cuda_direct'" in capsys.readouterr().err
+
+
+def test_moving_and_tuning_say_why():
+    """Arrays stay where they are."""
+    x, w = arrays()
+    with pytest.raises(fc.BackendError, match="pip install"):
+        fc.asarray(x, device="cuda")
+    with pytest.raises(fc.BackendError, match="pip install"):
+        fc.tune([(x.shape, w.shape, {"device": "cuda"})], save=False)
+    assert fc.asarray(x) is x and fc.asnumpy(x) is x

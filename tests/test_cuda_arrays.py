@@ -213,3 +213,16 @@ def test_names_in_plans_and_explanations(monkeypatch):
     monkeypatch.setenv("FASTCONV_BACKEND", "cuda_direct")
     assert fc.plan_conv2d(w, input_shape=x.shape).backend == "cuda_direct"
     agree(fc.conv2d(x, w), fc.conv2d(x, w, backend="direct"))
+
+
+def test_measuring(monkeypatch):
+    """`tune` and FASTCONV_TUNE=measure time the GPU's backends, and what they find is followed."""
+    fc.wisdom.clear()
+    shapes = (1, 2, 3, 3), (2, 2, 2, 2)
+    monkeypatch.setattr("fastconv.measuring.RUNS_BETWEEN_EVENTS", 1)
+    best = fc.tune([(*shapes, {"device": "cuda"})], save=False)[shapes]
+    explained = fc.explain(*shapes, backend="cuda")
+    assert explained.chosen == best and "measured" in explained.reason
+    monkeypatch.setenv("FASTCONV_TUNE", "measure")
+    assert "measured" in fc.plan_conv2d(random(shapes[1]), input_shape=(1, 2, 4, 3), backend="cuda").plan.reason
+    fc.wisdom.clear()

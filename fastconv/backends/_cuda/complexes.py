@@ -43,7 +43,8 @@ def _pairs_code(source: str, target: str) -> Code:
     return Code(f"complex_pairs.{source}.{target}", complex_pairs, (source, target), Pairs, 0, THREADS)
 
 
-def to_complex(stream: Stream, source: Any, count: int, dtypes: tuple[str, str], target: Any, *, parts: int = 2, conjugate: bool = False) -> None:
+def to_complex(stream: Stream, source: Any, count: int, dtypes: tuple[str, str], target: Any, *, parts: int = 2,
+               conjugate: bool = False) -> None:
     """Write `count` numbers that lie in C order as complex ones; `dtypes` are those of the parts."""
     Launch(_pairs_code(*dtypes), (-(-2 * count // THREADS),), Pairs(count, parts, int(conjugate)))(stream, source, target)
 

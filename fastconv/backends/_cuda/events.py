@@ -1,4 +1,4 @@
-"""Order between streams, and time, by the GPU's events: nothing here waits for the GPU but `elapsed`."""
+"""Order between streams, and time, by the GPU's events: nothing here waits for the GPU but `elapsed` and `finish`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from . import SIMULATED
 from .context import api, checked
 
-__all__ = ["Mark", "elapsed", "follow", "keep"]
+__all__ = ["Mark", "elapsed", "finish", "follow", "keep"]
 
 
 class Mark:
@@ -66,6 +66,12 @@ class _Kept:
 
 
 keep = _Kept()
+
+
+def finish(stream: int) -> None:
+    """Wait for all that was put on the stream."""
+    if not SIMULATED:
+        checked(api().cuStreamSynchronize(stream))
 
 
 def elapsed(stream: int, work: Callable[[], None]) -> float:
