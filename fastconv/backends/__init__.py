@@ -17,6 +17,19 @@ Arrays come contiguous, aligned and in the problem's dtype, which is float32, fl
 other dtypes, and border modes of gradients, are lowered before (`fastconv.lowering`). Nothing else needs an edit:
 the dispatcher, the tests, `fastconv bench` and the asv suite iterate over `load(device)`.
 
+A backend of a GPU
+------------------
+`backends/cuda_<name>.py` ends with the same record; callers know it as "cuda_<name>". What differs:
+
+- `seconds` and `pack_seconds` take the GPU (`_cuda.driver.Gpu`); `build` returns a `DeviceKernel`, whose arrays are pointers
+  into the GPU's memory and whose first argument is a stream: it launches, and waits for nothing;
+- the dispatcher allocates what `packed` asks for, so that `pack` writes to memory that it is given; `run` gets the second operand as it
+  was, too, for kernels that recompute what is not finite;
+- complex numbers and smooth activations are lowered before (`fastconv.lowering_on_device`), borders are not: a backend refuses those
+  that it cannot do, and `cuda_direct` does them all;
+- kernels are written in the language of `_cuda`, once for the compiler and the simulator; `codes(dtype)` lists them all, and
+  `tests/test_cuda_code.py` reads the machine code of each.
+
 A backend imports `problem`, `_jit`, `_simd` and this package's other underscored helpers, never another backend.
 """
 

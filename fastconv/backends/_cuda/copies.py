@@ -139,5 +139,8 @@ def apply_activation(stream: Stream, name: str, dtype: str, count: int, pointer:
 
 
 def codes(dtype: str) -> list[Code]:
-    """Every kernel of this module for one type."""
-    return [_copy_code(dtype, dtype), _sum_code(dtype), *(_activation_code(name, dtype) for name in SMOOTH)]
+    """Every kernel of this module for one type, and the copies from and to those that are computed in it."""
+    others = ("float16", "uint8", "int16", "int32", "int64") if dtype == "float32" else ()
+    casts = [_copy_code(*pair) for other in others for pair in ((other, dtype), (dtype, other))]
+    words = [_copy_code(word, word) for word in ("uint8", "int16", "int32", "int64")]
+    return [_copy_code(dtype, dtype), *casts, *words, _sum_code(dtype), *(_activation_code(name, dtype) for name in SMOOTH)]
