@@ -86,6 +86,7 @@ from .pool import (
     max_unpool3d,
     max_unpool3d_backward,
 )
+from .transfers import asarray, asnumpy
 from .unfolding import fold, fold_backward, unfold, unfold_backward
 from .warming import warmup
 
@@ -109,6 +110,8 @@ __all__ = [
     "adaptive_max_pool2d_backward",
     "adaptive_max_pool3d",
     "adaptive_max_pool3d_backward",
+    "asarray",
+    "asnumpy",
     "avg_pool1d",
     "avg_pool1d_backward",
     "avg_pool2d",

@@ -17,8 +17,9 @@ import numpy as np
 from . import wisdom
 from ._arrays import as_array, as_bias, as_operand, batched_shape, check_integer_range, check_out, common_dtype, is_plain
 from ._device import is_device_array
-from ._device_calls import device_bias_gradient, device_choice, run_on_device
-from .asking import AUTO, Choice, asked_backend, current_choice
+from ._device_calls import device_choice, run_on_device
+from ._device_operands import device_bias_gradient
+from .asking import AUTO, Choice, asked_backend, current_choice, possible_choice
 from .backends._scratch import empty, reused_operands
 from .dispatcher import Plan, plan
 from .problem import ACCURACIES, Options, Problem
@@ -46,8 +47,11 @@ class Call:
 
 @functools.lru_cache(maxsize=CALLS_KEPT, typed=True)
 def _prepare(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
-             options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool, threads: int, generation: int) -> Call:
-    """The plan of a call; `kind` is a pass name or "transposed"; `extra` the shape of the result or the output padding."""
+             options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool, executor: int, generation: int) -> Call:
+    """The plan of a call; `kind` is a pass name or "transposed"; `extra` the shape of the result or the output padding.
+
+    `executor` is what else it depends on: the number of threads, or which GPU.
+    """
     name = computed.name
     if kind == "transposed":
         problem = Problem.create_transposed(ndim, first, second, name, options, extra, bias=bias, device=choice.device)
@@ -177,7 +181,10 @@ def lookup(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...]
 def prepare_on_device(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], computed: np.dtype, result: np.dtype,
                       options: Options, bias: bool, choice: Choice, extra: Any, prepacked: bool = False) -> Call:
     """The same for a GPU's backends."""
-    return _prepare(kind, ndim, first, second, computed, result, options, bias, choice, extra, prepacked, 1, wisdom.store.generation)
+    from .backends._cuda.context import current_device
+
+    return _prepare(kind, ndim, first, second, computed, result, options, bias, choice, extra, prepacked, current_device(),
+                    wisdom.store.generation)
 
 
 def execute(call: Call, names: tuple[str, str], first: np.ndarray, second: np.ndarray, bias: Any, out: Any, single: bool,
@@ -188,7 +195,7 @@ def execute(call: Call, names: tuple[str, str], first: np.ndarray, second: np.nd
         check_out(out, shape, call.result)
     prepared_bias = None if bias is None else as_bias(bias, problem.epilogue_channels, call.computed)
     if call.computed.kind == "i":
-        check_integer_range(call.computed, _terms(problem), prepared_bias, **{names[0]: first, names[1]: second})
+        check_integer_range(call.computed, problem.longest_sum, prepared_bias, **{names[0]: first, names[1]: second})
     target = _target(out, call, first, second, bias)
     x = as_operand(first, call.computed, call.shapes[0])
     if packed is None:
@@ -212,15 +219,6 @@ def _target(out: Any, call: Call, *inputs: Any) -> np.ndarray:
     return np.empty(call.shapes[2], call.computed)
 
 
-def _terms(problem: Problem) -> int:
-    """Products in the longest sum of a pass."""
-    if problem.pass_name == "forward":
-        return problem.taps
-    if problem.pass_name == "grad_input":
-        return problem.group_out * math.prod(problem.kernel_size)
-    return problem.batch * math.prod(problem.output_size)
-
-
 @functools.cache
 def _channel_sums() -> Callable[..., Any]:
     """The function `channel_sums`; importing it imports Numba."""
@@ -233,7 +231,7 @@ def bias_gradient(gy: np.ndarray, ndim: int, layout: str, dtype: np.dtype) -> np
     """The sum of gy over all but its channels."""
     axis = _channel_axis(gy.shape, ndim, layout)
     if is_device_array(gy):
-        return device_bias_gradient(gy, axis, np.dtype(str(dtype).rpartition(".")[2]))
+        return device_bias_gradient(gy, axis, dtype)
     if gy.size and dtype in (FLOAT32, FLOAT64) and (gy.dtype == dtype or gy.dtype == dtype.newbyteorder()):
         sums = _channel_sums()(gy.shape, axis, dtype)
         return sums(gy if is_plain(gy) else as_operand(gy, dtype, gy.shape))
@@ -300,7 +298,7 @@ def _ready_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int,
 def _single_call(kind: str, ndim: int, first: tuple[int, ...], second: tuple[int, ...], bias: tuple[int, ...] | None, dtype: np.dtype,
                  options: Options, backend: str | None, extra: Any) -> ReadyCall:
     """The ready call of one pass; the checks of shapes raise as those of a first call do, if with other words."""
-    if current_choice(backend).device != "cpu":
+    if possible_choice(backend).device != "cpu":
         raise ValueError("not by the processor")
     single = len(first) == ndim + 1
     if kind == "grad_weight":

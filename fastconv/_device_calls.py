@@ -13,136 +13,96 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, batched_shape, check_out, common_dtype
+from ._arrays import batched_shape, check_integer_range, check_out, common_dtype
 from ._device import DeviceArray, as_device_array, empty_like, is_device_array
-from .asking import AUTO, Choice, backends, current_choice, warn_once
+from ._device_operands import ALL_READY, Operands, host_copy, numbers
+from .asking import AUTO, Choice, backends, current_choice, possible_choice, warn_once
 from .backends import BackendError
 from .problem import Options
 
-__all__ = ["ALL_READY", "Operands", "check_bias", "compute", "device_bias_gradient", "device_choice", "numbers", "result_array",
-           "run_on_device"]
-
-ALL_READY = 0  # the stream that waits for what NumPy's arrays are copied by
+__all__ = ["check_bias", "check_integers", "compute", "device_choice", "device_of", "result_array", "run_on_device"]
 
 
 def device_choice(backend: str | None, *arrays: Any) -> Choice | None:
     """Which of the GPU's backends is asked for, by name or by where the arrays lie; None if the processor's are to compute."""
-    choice = current_choice(backend)
     if any(map(is_device_array, arrays)):
-        return _choice_for_device_arrays(choice)
-    if choice.device == "cpu":
-        return None
-    from .backends._cuda.driver import absence
-
-    reason = absence()
-    if reason is None:
-        return choice
-    message = f"backend {named(choice)!r} cannot compute this: {reason}"
-    if choice.source != "FASTCONV_BACKEND":
-        raise BackendError(message)
-    warn_once(f"FASTCONV_BACKEND: {message}; using the processor")
-    return None
-
-
-def named(choice: Choice) -> str:
-    """A choice as it was asked for."""
-    return choice.device if choice.name is None else f"{choice.device}_{choice.name}"
+        return _choice_for_device_arrays(current_choice(backend))
+    choice = possible_choice(backend)
+    return None if choice.device == "cpu" else choice
 
 
 def _choice_for_device_arrays(choice: Choice) -> Choice:
     if choice.device == "cuda":
-        return choice
+        return possible_choice(choice.name or choice.device)._replace(source=choice.source)
     if choice.name is not None:
         message = f"backend {choice.name!r} computes NumPy's arrays; those of a GPU are for {', '.join(backends('cuda'))}"
         if choice.source != "FASTCONV_BACKEND":
             raise BackendError(message)
         warn_once(f"FASTCONV_BACKEND: {message}")
-        return Choice(None, AUTO.source, "cuda")
-    return choice._replace(device="cuda")
-
-
-class Operands:
-    """The arrays of one call on the GPU: contiguous, of one type; what had to be copied is freed when the call is on the stream."""
-
-    def __init__(self, stream: int, stack: contextlib.ExitStack):
-        self.stream, self.stack = stream, stack
-
-    def scratch(self, *parts: tuple[int, str]) -> list[Any]:
-        """Memory for (count, dtype) each."""
-        from .backends._cuda.driver import scratch
-
-        return self.stack.enter_context(scratch(self.stream, *((max(1, count), dtype) for count, dtype in parts)))
-
-    def cast(self, source: Any, count: int, before: np.dtype, after: np.dtype, target: Any = None) -> Any:
-        """The same numbers as another type, at `target` or in memory of their own."""
-        from .backends._cuda.copies import copy_strided
-
-        target = self.scratch((count, after.name))[0] if target is None else target
-        copy_strided(self.stream, source, (count,), (1,), (before.name, after.name), target)
-        return target
-
-    def pointer(self, array: Any, dtype: np.dtype) -> Any:
-        """Where the array's elements lie in C order as `dtype`."""
-        if isinstance(array, DeviceArray) and array.dtype == dtype and array.strides is None:
-            return array.pointer
-        (target,) = self.scratch((array.size, dtype.name))
-        self.copy(array, dtype, target)
-        return target
-
-    def copy(self, array: Any, dtype: np.dtype, target: Any) -> None:
-        """Copy a view or a NumPy array to memory that lies in C order."""
-        from .backends._cuda.copies import copy_strided
-        from .backends._cuda.driver import copy_from_host
-
-        if not isinstance(array, DeviceArray):
-            copy_from_host(np.ascontiguousarray(array, dtype), target, self.stream)
-            return
-        itemsize = array.dtype.itemsize
-        strides = tuple(s // itemsize for s in array.strides) if array.strides else _c_strides(array.shape)
-        copy_strided(self.stream, array.pointer, *_folded(array.shape, strides), (array.dtype.name, dtype.name), target)
-
-
-def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1:]) for axis in range(len(shape)))
-
-
-def _folded(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The same elements with axes of one point left out."""
-    kept = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1] or [(1, 0)]
-    return tuple(n for n, _ in kept), tuple(s for _, s in kept)
+        return possible_choice("cuda")._replace(source=AUTO.source)
+    return possible_choice("cuda")._replace(source=choice.source)
 
 
 def run_on_device(prepare: Callable[..., Any], kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any, bias: Any,
                   options: Options, choice: Choice, out: Any, extra: Any) -> Any:
     """The result of a call, of the first operand's library, or NumPy's; `prepare` makes its plan."""
+    from .backends._cuda.context import using
+
     on_device = is_device_array(first)
     first, second, bias = (None if a is None else numbers(n, a) for n, a in ((names[0], first), (names[1], second), ("bias", bias)))
     shapes, single = _batched_shapes(kind, names, ndim, first, second)
     computed, result = common_dtype(**{names[0]: first, names[1]: second})
-    call = prepare(kind, ndim, *shapes, computed, result, options, bias is not None, choice, extra)
-    shape = call.result_shape[1:] if single else call.result_shape
-    check_bias(bias, call)
-    target = result_array(out, on_device, first, shape, result)
-    with contextlib.ExitStack() as stack:
+    with using(device_of(**{names[0]: first, names[1]: second, "bias": bias})), contextlib.ExitStack() as stack:
+        call = prepare(kind, ndim, *shapes, computed, result, options, bias is not None, choice, extra)
+        shape = call.result_shape[1:] if single else call.result_shape
+        check_bias(bias, call)
+        check_integers(call, bias, **{names[0]: first, names[1]: second})
+        target = result_array(out, on_device, first, shape, result)
         operands = Operands(first.stream if on_device else ALL_READY, stack)
+        operands.wait_for(first, second, bias)
         x, w = (operands.pointer(array, computed) for array in (first, second))
         b = None if bias is None else operands.pointer(bias, computed)
         packed = operands.scratch(*call.plan.kernel.packed)
         call.plan.kernel.pack(operands.stream, w, packed)
-        compute(call, operands, x, w, packed, b, target)
+        compute(call, operands, x, w, packed, b, target, (first, second, bias))
+        operands.keep(first, second, bias)
     return target
 
 
-def numbers(name: str, array: Any) -> Any:
-    """A view of a GPU's array, or a NumPy array."""
-    return as_device_array(name, array) if is_device_array(array) else as_array(name, array)
+def device_of(**arrays: Any) -> int | None:
+    """The number of the GPU on which all arrays of GPUs lie; None where none says so."""
+    devices = {name: array.device for name, array in arrays.items() if isinstance(array, DeviceArray) and array.device is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError("the arrays of a call must lie on one GPU, got " + ", ".join(f"{name} on {n}" for name, n in devices.items()))
+    return next(iter(devices.values()), None)
 
 
 def check_bias(bias: Any, call: Any) -> None:
-    """Refuse a bias of another length than the result's channels."""
+    """Refuse a bias of another length than the result's channels, or of a kind that does not fit."""
+    if bias is None:
+        return
     channels = call.plan.problem.epilogue_channels
-    if bias is not None and tuple(bias.shape) != (channels,):
+    if tuple(bias.shape) != (channels,):
         raise ValueError(f"bias must have shape ({channels},), one value per output channel, got {tuple(bias.shape)}")
+    if not np.can_cast(bias.dtype, call.computed, "same_kind"):
+        raise TypeError(f"bias of type {bias.dtype} cannot be cast to {call.computed}")
+
+
+def check_integers(call: Any, bias: Any, **arrays: Any) -> None:
+    """Refuse integers whose sums could leave the accumulator; waits for a GPU's arrays where their type alone does not tell."""
+    if call.computed.kind != "i":
+        return
+    terms = call.plan.problem.longest_sum
+    largest = [_largest(array.dtype) for array in arrays.values()]
+    if terms * largest[0] * largest[1] + (0 if bias is None else _largest(bias.dtype)) <= np.iinfo(call.computed).max:
+        return
+    hosts = {name: host_copy(array.owner) if isinstance(array, DeviceArray) else array for name, array in arrays.items()}
+    bias = host_copy(bias.owner) if isinstance(bias, DeviceArray) else bias
+    check_integer_range(call.computed, terms, bias, **hosts)
+
+
+def _largest(dtype: np.dtype) -> int:
+    return 1 if dtype.kind == "b" else -int(np.iinfo(dtype).min) or int(np.iinfo(dtype).max)
 
 
 def _batched_shapes(kind: str, names: tuple[str, str], ndim: int, first: Any, second: Any) -> tuple[tuple[tuple[int, ...], ...], bool]:
@@ -171,33 +131,20 @@ def result_array(out: Any, on_device: bool, first: Any, shape: tuple[int, ...], 
     return out
 
 
-def compute(call: Any, operands: Operands, x: Any, w: Any, packed: list[Any], bias: Any, target: Any) -> None:
-    """Run the kernel, and bring the result where it belongs."""
-    from .backends._cuda.driver import copy_to_host
-
+def compute(call: Any, operands: Operands, x: Any, w: Any, packed: list[Any], bias: Any, target: Any, inputs: tuple[Any, ...]) -> None:
+    """Run the kernel, and bring the result where it belongs, which may be where an input lies."""
     elements = math.prod(call.result_shape)
     view = as_device_array("out", target) if is_device_array(target) else None
-    in_place = view is not None and call.result == call.computed
-    place = view.pointer if view is not None and in_place else operands.scratch((elements, call.computed.name))[0]
+    if view is not None and call.result == call.computed and not any(isinstance(a, DeviceArray) and view.overlaps(a) for a in inputs):
+        call.plan.kernel.run(operands.stream, x, w, packed, bias, operands.pointer(view, call.computed))
+        return
+    place = operands.real_memory(elements, call.computed)
     call.plan.kernel.run(operands.stream, x, w, packed, bias, place)
-    if in_place or not elements:
+    if not elements:
+        return
+    if view is not None:
+        operands.cast(place, elements, call.computed, call.result, view.pointer)
         return
     if call.result != call.computed:
-        place = operands.cast(place, elements, call.computed, call.result, None if view is None else view.pointer)
-    if view is None:
-        whole = target if target.flags.c_contiguous else np.empty(target.shape, target.dtype)
-        copy_to_host(place, whole, operands.stream)
-        if whole is not target:
-            target[...] = whole
-
-
-def device_bias_gradient(gy: Any, axis: int, dtype: np.dtype) -> Any:
-    """The sum of gy over all but its channels, on the GPU."""
-    from .backends._cuda.copies import sum_channels
-
-    view = as_device_array("gy", gy)
-    result = empty_like(view, (view.shape[axis],), dtype)
-    with contextlib.ExitStack() as stack:
-        pointer = Operands(view.stream, stack).pointer(view, dtype)
-        sum_channels(view.stream, pointer, view.shape, axis, dtype.name, as_device_array("gb", result).pointer)
-    return result
+        place = operands.cast(place, elements, call.computed, call.result)
+    operands.to_host(place, target)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from contextlib import ContextDecorator
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, NamedTuple
 
-from .backends import load
+from .backends import BackendError, load
 
-__all__ = ["AUTO", "BackendFallbackWarning", "Choice", "asked_backend", "backends", "current_choice", "use_backend", "warn_once"]
+__all__ = ["AUTO", "BackendFallbackWarning", "Choice", "asked_backend", "backends", "current_choice", "possible_choice", "use_backend",
+           "warn_once"]
 
 WARNINGS_KEPT = 1024
 CUDA = "cuda"
@@ -24,7 +27,7 @@ class BackendFallbackWarning(UserWarning):
 class Choice(NamedTuple):
     """Which backend was asked for, and by what; `name` None leaves it to the dispatcher."""
 
-    name: str | None = None  # without its device's prefix
+    name: str | None = None
     source: str = "auto"
     device: str = "cpu"
 
@@ -54,7 +57,7 @@ def backends(device: str = "cpu") -> list[str]:
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    return [name if device == "cpu" else f"{device}_{name}" for name in load(device)]
+    return list(load(device))
 
 
 @functools.lru_cache(maxsize=WARNINGS_KEPT)
@@ -66,9 +69,9 @@ def check_backend(name: str, source: str) -> Choice:
         return Choice(None, source, CUDA)
     if name in load("cpu"):
         return Choice(name, source)
-    if name.startswith(f"{CUDA}_") and name in backends(CUDA):
-        return Choice(name.removeprefix(f"{CUDA}_"), source, CUDA)
-    valid = ", ".join(["auto", *load("cpu"), CUDA, *backends(CUDA)])
+    if name.startswith(f"{CUDA}_") and name in load(CUDA):
+        return Choice(name, source, CUDA)
+    valid = ", ".join(["auto", *load("cpu"), CUDA, *load(CUDA)])
     raise ValueError(f"{source}={name!r} is no backend; valid names: {valid}")
 
 
@@ -81,6 +84,23 @@ def current_choice(argument: str | None) -> Choice:
         return asked
     name = os.environ.get("FASTCONV_BACKEND")
     return check_backend(name, "FASTCONV_BACKEND") if name else AUTO
+
+
+def possible_choice(argument: str | None) -> Choice:
+    """The same where there is no GPU to compute on: an error, or for FASTCONV_BACKEND a warning and the processor."""
+    choice = current_choice(argument)
+    if choice.device == "cpu":
+        return choice
+    from .backends._cuda.driver import absence
+
+    reason = absence()
+    if reason is None:
+        return choice
+    message = f"backend {choice.name or choice.device!r} cannot compute: {reason}"
+    if choice.source != "FASTCONV_BACKEND":
+        raise BackendError(message)
+    warn_once(f"FASTCONV_BACKEND: {message}; using the processor")
+    return AUTO
 
 
 def _checked(name: Any, source: str) -> Choice:
@@ -124,4 +144,8 @@ class use_backend(ContextDecorator):
 @functools.lru_cache(maxsize=WARNINGS_KEPT)
 def warn_once(message: str) -> None:
     """Say once that FASTCONV_BACKEND cannot be followed."""
-    warnings.warn(message, BackendFallbackWarning, stacklevel=9)
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, BackendFallbackWarning, stacklevel=level)

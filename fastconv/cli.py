@@ -66,12 +66,14 @@ def _usage_errors() -> Iterator[None]:
 def _bench(options: argparse.Namespace) -> int:
     with _usage_errors():
         items = select(options.suite, options.layer)
-        backends = measure.check_backends(options.backend)
+        backends = measure.check_backends(options.backend, options.device)
+        if options.device != "cpu":
+            fc.explain((1, 1, 1, 1), (1, 1, 1, 1), backend=options.device)
         fc.explain((1, 1, 1, 1), (1, 1, 1, 1))  # complains about environment variables with values that are none
     for path in filter(None, (options.json, options.html)):
         _check_writable(path)
     with _threads(options.threads), report.progress(len(items)) as advance:
-        result = measure.run(items, backends, advance, options.seconds)
+        result = measure.run(items, backends, advance, options.seconds, options.device)
     report.print_report(result)
     for path, write in ((options.json, report.write_json), (options.html, page.write_html)):
         if path:
@@ -266,7 +268,7 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastconv", description="Fast convolutions for NumPy on the CPU.")
+    parser = argparse.ArgumentParser(prog="fastconv", description="Fast convolutions for NumPy, on the processor or an NVIDIA GPU.")
     parser.add_argument("--version", action="version", version=f"fastconv {getattr(fc, '__version__', 'unknown')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, text, add_arguments) in COMMANDS.items():
@@ -279,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, default="full", help="what to convolve (default: everything)")
     parser.add_argument("--backend", action="append", metavar="NAME", help="measure only this backend; may be repeated")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="whose backends (default: %(default)s)")
     parser.add_argument("--threads", type=_positive(int), metavar="N", help="threads for fastconv (default: all)")
     parser.add_argument("--layer", default="", metavar="NAME", help="only items whose name contains NAME")
     parser.add_argument("--seconds", type=_positive(float), default=measure.SUITE_SECONDS, metavar="S",

@@ -66,8 +66,22 @@ def describe() -> dict[str, Any]:
         "platform": triple, "cpu": cpu, "float32 lanes": _simd.lane_count("float32"),
         "register tile": f"{_simd.TILE_ROWS} x {_simd.TILE_COLUMNS}", "threads": _jit.num_threads(),
         "cache directory": str(_jit.cache_directory()), "backends": backends(),
+        "gpu": _gpu(), "gpu backends": backends("cuda"),
         "machine": asdict(machine()), "kernels": sorted(states.items()),
     }
+
+
+def _gpu() -> str:
+    """The GPU in a line, or why there is none."""
+    from .backends._cuda.context import absence, gpu
+
+    reason = absence()
+    if reason is not None:
+        return f"none: {reason}"
+    found = gpu()
+    major, minor = found.capability
+    return (f"{found.name}, compute capability {major}.{minor}, {found.multiprocessors} multiprocessors, "
+            f"{found.flops('float32') / 1e12:.1f} TFLOP/s in float32, {found.bandwidth / 1e9:.0f} GB/s")
 
 
 def show_config() -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, common_dtype
-from ._calls import batched, bias_gradient, check_shape, frozen, make_options, prepare_on_device, remembered, run, shape_of
+from ._arrays import as_array, batched_shape
+from ._calls import bias_gradient, check_shape, frozen, make_options, prepare_on_device, remembered, run, shape_of
 from ._device_calls import device_choice
+from ._device_operands import conjugated, dtype_of, leading_part
 from ._planned import Convolution
 from ._planned_on_device import ConvolutionOnDevice
-from .problem import Problem
+from .problem import Problem, computing_dtype
 
 __all__ = ["Convolution", "conv1d", "conv1d_backward", "conv1d_grad_input", "conv1d_grad_weight", "conv2d", "conv2d_backward",
            "conv2d_grad_input", "conv2d_grad_weight", "conv3d", "conv3d_backward", "conv3d_grad_input", "conv3d_grad_weight",
@@ -112,8 +113,7 @@ def _make_transpose(ndim: int) -> Callable[..., np.ndarray]:
         ready = None if out is not None else remembered("transposed", ndim, x, w, bias, settings, backend, extra)
         if ready is not None:
             return ready(x, w, bias)
-        w = as_array("w", w)
-        return run("transposed", ndim, x, w.conj() if w.dtype.kind == "c" else w, bias, settings, backend, out, extra)
+        return run("transposed", ndim, x, conjugated(as_array("w", w)), bias, settings, backend, out, extra)
 
     return _named(conv_transpose, f"conv_transpose{ndim}d", ndim, """\
     Transpose a convolution: each input point adds its multiple of the kernel to the output.
@@ -248,7 +248,7 @@ def _make_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.ndarray, np.
         gy, x, w = as_array("gy", gy), as_array("x", x), as_array("w", w)
         gx = grad_input(gy, w, x.shape, **same)
         gw = grad_weight(gy, x, w.shape, **same)
-        return gx, gw, bias_gradient(gy, ndim, layout, gw.dtype) if bias else None
+        return gx, gw, bias_gradient(gy, ndim, layout, dtype_of(gw)) if bias else None
 
     return _named(conv_backward, f"conv{ndim}d_backward", ndim, """\
     All gradients of `conv{n}d`, given that of its output.
@@ -293,15 +293,14 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
                 "backend": backend, "accuracy": accuracy}
         gy, x, w = as_array("gy", gy), as_array("x", x), as_array("w", w)
         options = make_options(stride, padding, dilation, groups, layout=layout)
-        shape = batched("x", x, ndim)[0].shape
-        dtype = common_dtype(gy=gy, w=w)[0].name
-        problem = Problem.create_transposed(ndim, shape, w.shape, dtype, options, *extra)
-        check_shape("gy", batched("gy", gy, ndim)[0].shape, problem.public_shape(problem.input_shape))
-        reached = gy[_reached(problem, gy)]
-        gx = conv(reached, w.conj() if w.dtype.kind == "c" else w, **same)
-        gw = grad_weight(x, reached, w.shape, **same)
-        gw = gw.conj() if gw.dtype.kind == "c" else gw
-        return gx, gw, bias_gradient(gy, ndim, layout, gw.dtype) if bias else None
+        shape, gy_shape = (batched_shape(name, tuple(array.shape), ndim)[0] for name, array in (("x", x), ("gy", gy)))
+        dtype = np.dtype(computing_dtype(np.result_type(dtype_of(gy), dtype_of(w)))).name
+        problem = Problem.create_transposed(ndim, shape, tuple(w.shape), dtype, options, *extra)
+        check_shape("gy", gy_shape, problem.public_shape(problem.input_shape))
+        reached = leading_part(gy, _reached(problem, tuple(gy.shape)))
+        gx = conv(reached, conjugated(w), **same)
+        gw = conjugated(grad_weight(x, reached, w.shape, **same))
+        return gx, gw, bias_gradient(gy, ndim, layout, dtype_of(gw)) if bias else None
 
     return _named(conv_transpose_backward, f"conv_transpose{ndim}d_backward", ndim, """\
     All gradients of `conv_transpose{n}d`, given that of its output.
@@ -332,14 +331,13 @@ def _make_transpose_backward(ndim: int) -> Callable[..., tuple[np.ndarray, np.nd
     """)
 
 
-def _reached(problem: Problem, gy: np.ndarray) -> tuple[slice, ...]:
-    """The part of a transposed convolution's output that some tap reaches: output padding of a stride or more is not."""
+def _reached(problem: Problem, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the part of a transposed convolution's output that some tap reaches: output padding of a stride or more is not."""
     axes = slice(3 - problem.ndim, None)
-    cut = []
-    for size, (_, high), stride in zip(problem.input_size[axes], problem.padding[axes], problem.stride[axes], strict=True):
-        cut.append(slice(0, size - max(-high, 0) // stride * stride))
-    last = (slice(None),) if problem.channels_last else ()
-    return (..., *cut, *last)
+    cut = [size - max(-high, 0) // stride * stride for size, (_, high), stride
+           in zip(problem.input_size[axes], problem.padding[axes], problem.stride[axes], strict=True)]
+    last = shape[-1:] if problem.channels_last else ()
+    return (*shape[:len(shape) - len(cut) - len(last)], *cut, *last)
 
 
 def _make_plan(ndim: int) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import wisdom
-from .asking import AUTO, Choice, current_choice, warn_once
+from .asking import AUTO, Choice, possible_choice, warn_once
 from .backends import BackendError, Kernel, load
 from .explanation import Candidate, Explanation, describe, machine
 from .lowering import EmptySum, lower
@@ -79,13 +79,15 @@ def rank(problem: Problem, prepacked: bool) -> list[Candidate]:
 
 def plan(problem: Problem, choice: Choice = AUTO, *, prepacked: bool = False) -> Plan:
     """The plan of a problem; `prepacked` if its second operand will be packed once for many runs."""
-    from .backends._jit import num_threads
-
-    return _plan(problem, choice, prepacked, num_threads(), wisdom.store.generation)
+    if problem.device == "cpu":
+        from .backends._jit import num_threads as executor
+    else:
+        from .backends._cuda.context import current_device as executor
+    return _plan(problem, choice, prepacked, executor(), wisdom.store.generation)
 
 
 @functools.lru_cache(maxsize=PLANS_KEPT)
-def _plan(problem: Problem, choice: Choice, prepacked: bool, threads: int, generation: int) -> Plan:
+def _plan(problem: Problem, choice: Choice, prepacked: bool, executor: int, generation: int) -> Plan:
     lowered, wrap = lower(problem)
     candidates = rank(lowered, prepacked)
     name, reason = _choose(candidates, choice, problem)
@@ -147,6 +149,8 @@ def _tuning() -> bool:
 
 def _problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: Any = "float32", bias: bool = False,
                 pass_name: str = "forward", device: str = "cpu", **options: Any) -> Problem:
+    if device != "cpu":
+        possible_choice(device)
     known = set(Options.__dataclass_fields__)
     unknown = set(options) - known
     if unknown:
@@ -195,7 +199,7 @@ def explain(input_shape: Sequence[int], weight_shape: Sequence[int], *, dtype: A
     >>> print(fc.explain((1, 3, 8, 8), (4, 3, 3, 3), backend="direct").chosen)
     direct
     """
-    choice = current_choice(backend)
+    choice = possible_choice(backend)
     problem = _problem_of(input_shape, weight_shape, dtype=dtype, bias=bias, pass_name=pass_name, device=choice.device, **options)
     made = plan(problem, choice, prepacked=prepacked)
     return Explanation(made.problem, made.backend, made.candidates, made.reason, made.kernel.scratch_bytes)
@@ -207,7 +211,7 @@ def tune(shapes: Sequence[tuple[Any, ...]], *, save: bool = True) -> dict[tuple[
     Parameters
     ----------
     shapes : sequence of (input_shape, weight_shape) or (input_shape, weight_shape, options)
-        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...).
+        Batched shapes; `options` are keyword arguments of `explain` (stride, padding, dtype, ...), and `device`, "cpu" or "cuda".
     save : bool
         Also write the wisdom to the cache directory.
 

@@ -79,12 +79,13 @@ def _lines(explanation: Explanation) -> Iterator[str]:
     yield (f"{problem.flops / 1e6:,.2f} MFLOP, {problem.bytes / 1e6:,.2f} MB of arrays, "
            f"{explanation.scratch_bytes / 1e6:,.2f} MB of scratch")
     yield f"chosen: {explanation.chosen} ({explanation.reason})"
-    yield f"  {'backend':10s} {'predicted':>12s} {'measured':>12s} {'of the peak':>12s}"
+    width = max(10, *(len(candidate.name) for candidate in explanation.candidates))
+    yield f"  {'backend':{width}s} {'predicted':>12s} {'measured':>12s} {'of the peak':>12s}"
     for candidate in explanation.candidates:
         mark = "*" if candidate.name == explanation.chosen else " "
         if candidate.refusal is not None:
-            yield f"{mark} {candidate.name:10s} refuses: {candidate.refusal}"
+            yield f"{mark} {candidate.name:{width}s} refuses: {candidate.refusal}"
             continue
         times = [f"{t * 1e3:9.4f} ms" if t is not None else "-" for t in (candidate.predicted_seconds, candidate.measured_seconds)]
         share = problem.flops / max(candidate.seconds, 1e-12) / peak
-        yield f"{mark} {candidate.name:10s} {times[0]:>12s} {times[1]:>12s} {share:>11.0%}"
+        yield f"{mark} {candidate.name:{width}s} {times[0]:>12s} {times[1]:>12s} {share:>11.0%}"

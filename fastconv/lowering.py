@@ -51,7 +51,7 @@ def lower(problem: Problem) -> tuple[Problem, Callable[[Kernel], Kernel]]:
     if problem.dtype in REAL_OF:
         outer = problem
         wraps.append(lambda kernel: ComplexKernel(outer, kernel))
-        problem = replace(problem, dtype=REAL_OF[problem.dtype], in_channels=2 * problem.in_channels, out_channels=2 * problem.out_channels)
+        problem = as_real(problem)
     if problem.activation not in RECTIFIERS:
         name = problem.activation
         wraps.append(lambda kernel: ActivationKernel(str(name), kernel))
@@ -70,25 +70,19 @@ def lower(problem: Problem) -> tuple[Problem, Callable[[Kernel], Kernel]]:
 
 
 def _lower_for_device(problem: Problem) -> tuple[Problem, Callable[[Any], Any]]:
-    """A GPU's backends see everything but the smooth activations."""
-    name = problem.activation
-    if name in RECTIFIERS:
-        return problem, lambda kernel: kernel
-    return replace(problem, activation=None), lambda kernel: DeviceActivationKernel(problem, kernel)
+    """A GPU's backends see everything but complex numbers and smooth activations."""
+    from .lowering_on_device import DeviceActivationKernel, DeviceComplexKernel
+
+    if problem.dtype in REAL_OF:
+        return as_real(problem), lambda kernel: DeviceComplexKernel(problem, kernel)
+    if problem.activation not in RECTIFIERS:
+        return replace(problem, activation=None), lambda kernel: DeviceActivationKernel(problem, kernel)
+    return problem, lambda kernel: kernel
 
 
-class DeviceActivationKernel:
-    """A pass over the result on a GPU for activations that no kernel has in its epilogue."""
-
-    def __init__(self, problem: Problem, inner: Any):
-        self.problem, self.inner = problem, inner
-        self.packed, self.scratch_bytes, self.pack = inner.packed, inner.scratch_bytes, inner.pack
-
-    def run(self, stream: int, first: Any, second: Any, packed: list[Any], bias: Any, out: Any) -> None:
-        from .backends._cuda.copies import apply_activation
-
-        self.inner.run(stream, first, second, packed, bias, out)
-        apply_activation(stream, str(self.problem.activation), self.problem.dtype, math.prod(self.problem.shapes[2]), out)
+def as_real(problem: Problem) -> Problem:
+    """A complex problem as a real one of twice the channels."""
+    return replace(problem, dtype=REAL_OF[problem.dtype], in_channels=2 * problem.in_channels, out_channels=2 * problem.out_channels)
 
 
 class _Wrapper:

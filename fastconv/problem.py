@@ -245,6 +245,15 @@ class Problem:
         """Multiply-adds per output point: C/G * kd * kh * kw."""
         return self.group_in * math.prod(self.kernel_size)
 
+    @property
+    def longest_sum(self) -> int:
+        """Products in the longest sum of the pass."""
+        if self.pass_name == "forward":
+            return self.taps
+        if self.pass_name == "grad_input":
+            return self.group_out * math.prod(self.kernel_size)
+        return self.batch * math.prod(self.output_size)
+
     @cached_property
     def flops(self) -> int:
         """Floating-point operations of the direct sum, the same for the three passes; a multiply-add counts as two."""

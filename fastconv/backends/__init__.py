@@ -17,6 +17,19 @@ Arrays come contiguous, aligned and in the problem's dtype, which is float32, fl
 other dtypes, and border modes of gradients, are lowered before (`fastconv.lowering`). Nothing else needs an edit:
 the dispatcher, the tests, `fastconv bench` and the asv suite iterate over `load(device)`.
 
+A backend of a GPU
+------------------
+`backends/cuda_<name>.py` ends with the same record; callers know it as "cuda_<name>". What differs:
+
+- `seconds` and `pack_seconds` take the GPU (`_cuda.driver.Gpu`); `build` returns a `DeviceKernel`, whose arrays are pointers
+  into the GPU's memory and whose first argument is a stream: it launches, and waits for nothing;
+- the dispatcher allocates what `packed` asks for, so that `pack` writes to memory that it is given; `run` gets the second operand as it
+  was, too, for kernels that recompute what is not finite;
+- complex numbers and smooth activations are lowered before (`fastconv.lowering_on_device`), borders are not: a backend refuses those
+  that it cannot do, and `cuda_direct` does them all;
+- kernels are written in the language of `_cuda`, once for the compiler and the simulator; `codes(dtype)` lists them all, and
+  `tests/test_cuda_code.py` reads the machine code of each.
+
 A backend imports `problem`, `_jit`, `_simd` and this package's other underscored helpers, never another backend.
 """
 
@@ -105,10 +118,12 @@ class Backend:
 
 @functools.cache
 def load(device: str = "cpu") -> dict[str, Backend]:
-    """The backends of a device by name, from every module `<device>_*` of this package."""
-    prefix = device + "_"
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(prefix))
-    return {name[len(prefix):]: importlib.import_module(f"{__name__}.{name}").BACKEND for name in names}
+    """The backends of a device by the names that callers use, from every module `<device>_*` of this package.
+
+    The processor's need no prefix: "fft" is `cpu_fft`, "cuda_fft" is `cuda_fft`.
+    """
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(f"{device}_"))
+    return {name.removeprefix("cpu_"): importlib.import_module(f"{__name__}.{name}").BACKEND for name in names}
 
 
 def modules(device: str = "cpu") -> list[ModuleType]:

@@ -140,15 +140,16 @@ def geometric_mean(values: Iterable[float]) -> float:
     return statistics.geometric_mean(values) if values else float("nan")
 
 
-def check_backends(names: list[str] | None) -> list[str]:
-    """The names as given, or all backends for none; an unknown name raises ValueError with the valid ones."""
-    valid = list(fc.backends())
+def check_backends(names: list[str] | None, device: str = "cpu") -> list[str]:
+    """The names as given, or all of a device's backends for none; an unknown name raises ValueError with the valid ones."""
+    valid = list(fc.backends(device))
     if unknown := [name for name in names or [] if name not in valid]:
         raise ValueError(f"there is no backend {unknown[0]!r}; valid names are {', '.join(valid)}")
     return list(dict.fromkeys(names)) if names else valid
 
 
-def run(items: list[Item], backends: list[str], advance: Callable[[Item], None], seconds: float = SUITE_SECONDS) -> Report:
+def run(items: list[Item], backends: list[str], advance: Callable[[Item], None], seconds: float = SUITE_SECONDS,
+        device: str = "cpu") -> Report:
     """Measure items one after the other within about `seconds`, which also pay for what is compiled on the way.
 
     Parameters
@@ -161,6 +162,8 @@ def run(items: list[Item], backends: list[str], advance: Callable[[Item], None],
         Called with each item before it is measured.
     seconds : float
         Time for everything; every item gets an equal share of what is left, within `ITEM_SECONDS`.
+    device : {"cpu", "cuda"}
+        Whose backends they are. On a GPU arrays lie there before, and a call's time is until it is done.
 
     Returns
     -------
@@ -168,19 +171,20 @@ def run(items: list[Item], backends: list[str], advance: Callable[[Item], None],
         One result per item, in order.
     """
     start = time.perf_counter()
-    machine = dispatcher.machine()
-    threads = fc.get_num_threads()
-    peak = machine.flops32 * threads
+    machine = dispatcher.machine(device)
+    threads = fc.get_num_threads() if device == "cpu" else 1
+    peak = machine.flops("float32") * threads
     results: list[Result] = []
     for index, item in enumerate(items):
         advance(item)
         left = seconds - (time.perf_counter() - start)
         budget = min(max(left / (len(items) - index), ITEM_SECONDS[0]), ITEM_SECONDS[1])
         short = left / (len(items) - index) < SHORT_OF_TIME
-        results.append(measure(item, backends, budget, peak, skip_hopeless=short))
+        results.append(measure(item, backends, budget, peak, skip_hopeless=short, device=device))
     return Report(
-        results=results, backends=backends, threads=threads, cpu=machine.cpu, peak=peak, bandwidth=machine.bandwidth * threads,
-        cache_bandwidth=machine.cache_bandwidth * threads, seconds=time.perf_counter() - start,
+        results=results, backends=backends, threads=threads, cpu=machine.cpu if device == "cpu" else machine.name, peak=peak,
+        bandwidth=machine.bandwidth * threads, cache_bandwidth=getattr(machine, "cache_bandwidth", machine.bandwidth) * threads,
+        seconds=time.perf_counter() - start,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), versions=versions())
 
 
@@ -209,7 +213,7 @@ class Trial:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def measure(item: Item, backends: list[str], budget: float, peak: float, skip_hopeless: bool = False) -> Result:
+def measure(item: Item, backends: list[str], budget: float, peak: float, skip_hopeless: bool = False, device: str = "cpu") -> Result:
     """Build, check and time every backend that accepts an item, or all but the hopeless ones.
 
     The first call may compile, so it does not count, except where it compiled nothing and took more than the budget.
@@ -217,7 +221,9 @@ def measure(item: Item, backends: list[str], budget: float, peak: float, skip_ho
     x, w, bias = item.arrays()
     reference = baseline(item, x, w, bias)
     expected = reference()
-    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, **item.options)
+    explained = fc.explain(item.input_shape, item.weight_shape, bias=bias is not None, backend=None if device == "cpu" else device,
+                           **item.options)
+    x = fc.asarray(x, device)
     skipped = hopeless(explained, backends) if skip_hopeless else {}
     trial = first_calls(item, [name for name in backends if name not in skipped], x, w, bias)
     affordable = {name: call for name, call in trial.calls.items() if name in trial.compiled or trial.seconds[name] <= budget}
@@ -228,6 +234,14 @@ def measure(item: Item, backends: list[str], budget: float, peak: float, skip_ho
         timings={name: Timing(*times[name], error=difference(trial.outputs[name], expected)) for name in trial.calls},
         baseline=Timing(*median_seconds({"": reference}, budget * BASELINE_SHARE)[""], error=0.0),
         chosen=explained.chosen, spread=spread([expected, *trial.outputs.values()]), peak=peak)
+
+
+def _finished(plan: Any, x: Any) -> None:
+    """A call on a GPU until its work is done."""
+    from fastconv.backends._cuda.events import finish
+
+    plan(x)
+    finish(0)
 
 
 def hopeless(explained: Any, backends: list[str]) -> dict[str, str]:
@@ -245,14 +259,14 @@ def first_calls(item: Item, backends: list[str], x: np.ndarray, w: np.ndarray, b
         try:
             plan = make_plan(w, bias, input_shape=item.input_shape, backend=name, **item.options)
             known, start = _compiled_count(), time.perf_counter()
-            output = plan(x)
+            output = fc.asnumpy(plan(x))
         except fc.BackendError as error:
             trial.refusals[name] = str(error)
         except Exception as error:  # a broken backend is a finding of the verification, not the end of the run
             trial.failures[name] = f"{type(error).__name__}: {error}"
         else:
             trial.seconds[name] = time.perf_counter() - start
-            trial.outputs[name], trial.calls[name] = output, partial(plan, x)
+            trial.outputs[name], trial.calls[name] = output, partial(plan, x) if name in fc.backends() else partial(_finished, plan, x)
             if _compiled_count() > known:
                 trial.compiled.add(name)
     return trial

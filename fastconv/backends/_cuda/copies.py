@@ -14,7 +14,7 @@ from .driver import Launch, Stream
 
 __all__ = ["apply_activation", "codes", "copy_strided", "sum_channels"]
 
-AXES = 5
+AXES = 6
 SMOOTH = ("sigmoid", "tanh", "silu", "gelu")
 THREADS = 8 if SIMULATED else 256
 
@@ -27,11 +27,13 @@ class Copied(NamedTuple):
     n2: int
     n3: int
     n4: int
+    n5: int
     s0: int
     s1: int
     s2: int
     s3: int
     s4: int
+    s5: int
 
 
 @functools.cache
@@ -40,9 +42,10 @@ def _copy_code(source: str, target: str) -> Code:
 
     def copy(x, y, g):
         index = cuda.blockIdx.x * np.int64(THREADS) + cuda.threadIdx.x
-        if index >= np.int64(g.n0) * g.n1 * g.n2 * g.n3 * g.n4:
+        if index >= np.int64(g.n0) * g.n1 * g.n2 * g.n3 * g.n4 * g.n5:
             return
-        a, at = index // g.n4, index % g.n4 * g.s4
+        a, at = index // g.n5, index % g.n5 * g.s5
+        a, at = a // g.n4, at + a % g.n4 * g.s4
         a, at = a // g.n3, at + a % g.n3 * g.s3
         a, at = a // g.n2, at + a % g.n2 * g.s2
         store(y, index, element(fetch(x, at + a % g.n1 * g.s1 + a // g.n1 * g.s0)))
@@ -52,7 +55,7 @@ def _copy_code(source: str, target: str) -> Code:
 
 def copy_strided(stream: Stream, source: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtypes: tuple[str, str],
                  target: Any) -> None:
-    """Copy elements of up to five axes, read by `strides` (in elements), to contiguous ones of another type."""
+    """Copy elements of up to six axes, read by `strides` (in elements), to contiguous ones of another type."""
     missing = AXES - len(shape)
     geometry = Copied(*(1,) * missing, *shape, *(0,) * missing, *strides)
     Launch(_copy_code(*dtypes), (-(-math.prod(shape) // THREADS),), geometry)(stream, source, target)
@@ -136,5 +139,8 @@ def apply_activation(stream: Stream, name: str, dtype: str, count: int, pointer:
 
 
 def codes(dtype: str) -> list[Code]:
-    """Every kernel of this module for one type."""
-    return [_copy_code(dtype, dtype), _sum_code(dtype), *(_activation_code(name, dtype) for name in SMOOTH)]
+    """Every kernel of this module for one type, and the copies from and to those that are computed in it."""
+    others = ("float16", "uint8", "int16", "int32", "int64") if dtype == "float32" else ()
+    casts = [_copy_code(*pair) for other in others for pair in ((other, dtype), (dtype, other))]
+    words = [_copy_code(word, word) for word in ("uint8", "int16", "int32", "int64")]
+    return [_copy_code(dtype, dtype), *casts, *words, _sum_code(dtype), *(_activation_code(name, dtype) for name in SMOOTH)]

@@ -1,7 +1,9 @@
-"""The GPU as backends see it: whether there is one, its constants, launches on streams, memory.
+"""Launches on streams, and memory.
 
 A `Launch` is a kernel with its grid and its numbers; it is called with a stream and with pointers. Nothing here waits for the GPU but
-`copy_to_host`. In the simulator pointers are flat arrays (`simulated.Pointer`), and streams mean nothing.
+`copy_to_host` and, once a table, `resident`. In the simulator pointers are flat arrays (`simulated.Pointer`), and streams mean nothing.
+
+A launch packs no arguments but its pointers: the numbers lie in memory that the driver reads at each launch, one for each thread.
 """
 
 from __future__ import annotations
@@ -9,105 +11,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import math
 import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from . import SIMULATED, has_compiler
+from . import SIMULATED
 from .compiling import Code, entry_of, ptx_of
+from .context import Gpu, absence, api, checked, current_device, gpu, gpu_of
 
-__all__ = ["Gpu", "Launch", "absence", "address_of", "copy_from_host", "copy_to_host", "gpu", "memory", "resident", "scratch"]
+__all__ = ["DEFAULT_STREAM", "Gpu", "Launch", "Stream", "absence", "address_of", "copy_from_host", "copy_to_host", "current_device",
+           "empty", "gpu", "memory", "pointer_at", "resident", "same_memory", "scratch"]
 
 POOL_BYTES = 512 * 1024 * 1024  # of scratch memory that stays allocated between calls
 STATIC_SHARED_BYTES = 48 * 1024  # beyond which a kernel must be allowed its shared memory
 ALIGNMENT = 256  # bytes
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # along each axis of a grid
+INTEGERS = range(-2**31, 2**31)  # that a kernel's geometry holds
 Stream = int
 DEFAULT_STREAM: Stream = 0
 SIMULATED_TURN = 1e-5  # seconds
-INSTALL = "pip install 'fastconv[cuda]'"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What the cost models know of a GPU, as its driver says."""
-
-    name: str
-    capability: tuple[int, int]
-    multiprocessors: int
-    clock: float  # Hz
-    bandwidth: float  # bytes/s of its memory
-    cache_bytes: int  # of its last cache
-
-    def flops(self, dtype: str) -> float:
-        """Multiply-add peak without tensor cores, FLOP/s."""
-        lanes = LANES32.get(self.capability, 128)
-        if np.dtype(dtype).itemsize == 8:
-            lanes = LANES64.get(self.capability, 2)
-        return 2.0 * lanes * self.multiprocessors * self.clock
-
-
-# Multiply-adds of a multiprocessor in a clock, "CUDA C++ Programming Guide", throughput of native arithmetic instructions.
-LANES32 = {(7, 0): 64, (7, 5): 64, (8, 0): 64}
-LANES64 = {(7, 0): 32, (8, 0): 32, (9, 0): 64, (10, 0): 64}
-SIMULATED_GPU = Gpu("simulator", (9, 0), 132, 1.98e9, 4.8e12, 60 * 1024 * 1024)
-
-
-@functools.cache
-def absence() -> str | None:
-    """Why no kernel can run, with what mends it; None if kernels can run."""
-    if SIMULATED:
-        return None
-    if not has_compiler():
-        return f"numba-cuda, which compiles kernels for NVIDIA's GPUs, is not installed: {INSTALL}"
-    from numba import cuda
-
-    if not cuda.is_available():
-        try:
-            found = str(cuda.cuda_error() or "no GPU was found")
-        except Exception as error:
-            found = str(error)
-        return f"there is no NVIDIA GPU with a driver here ({' '.join(found.split())})"
-    return None
-
-
-def gpu() -> Gpu:
-    """The GPU of the current context."""
-    return SIMULATED_GPU if SIMULATED else _gpu(_current_device())
-
-
-def _current_device() -> int:
-    from numba import cuda
-
-    return cuda.current_context().device.id
-
-
-@functools.cache
-def _gpu(device: int) -> Gpu:
-    from cuda.bindings import driver
-
-    def attribute(name: str) -> int:
-        return int(_checked(driver.cuDeviceGetAttribute(getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device)))
-
-    name = _checked(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode()
-    memory_clock, bus = attribute("MEMORY_CLOCK_RATE") * 1e3, attribute("GLOBAL_MEMORY_BUS_WIDTH") / 8
-    return Gpu(name, (attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")), attribute("MULTIPROCESSOR_COUNT"),
-               attribute("CLOCK_RATE") * 1e3, 2 * memory_clock * bus, attribute("L2_CACHE_SIZE"))
-
-
-def _checked(result: tuple[Any, ...], wanted: int = 0) -> Any:
-    """What a driver's function returned, or its error; MemoryError with the bytes asked for."""
-    from cuda.bindings import driver
-
-    status, *values = result
-    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-        raise MemoryError(f"the GPU has no {wanted:,} bytes free")
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"CUDA: {status.name}")
-    return values[0] if values else None
 
 
 # -- launches -------------------------------------------------------------------------------------------------------------
@@ -119,12 +44,16 @@ class Launch:
     def __init__(self, code: Code, grid: tuple[int, ...], geometry: tuple[int, ...], floats: tuple[float, ...] = (), shared_bytes: int = 0):
         if not isinstance(geometry, code.geometry) or len(floats) != code.floats:
             raise ValueError(f"{code.name} takes {code.geometry.__name__} and {code.floats} numbers, not {geometry!r} and {len(floats)}")
+        if not all(value in INTEGERS for value in map(int, geometry)):
+            raise ValueError(f"{code.name}: numbers of more than 32 bits in {geometry!r}")
         self.code = code
-        self.grid = (*grid, 1, 1)[:3]
+        self.grid = (*map(int, grid), 1, 1)[:3]
+        if any(blocks > most for blocks, most in zip(self.grid, MOST_BLOCKS, strict=True)):
+            raise ValueError(f"{code.name}: a grid of {self.grid} blocks")
         self.geometry = geometry
         self.floats = tuple(float(v) for v in floats)
         self.shared_bytes = shared_bytes
-        self._kinds = (*[ctypes.c_void_p] * len(code.pointers), *[ctypes.c_int32] * len(geometry), *[ctypes.c_float] * code.floats)
+        self._arguments = _Arguments(self)
 
     def __call__(self, stream: Stream, *pointers: Any) -> None:
         """Put it on the stream."""
@@ -133,17 +62,32 @@ class Launch:
         if SIMULATED:
             self._simulate(pointers)
             return
-        from cuda.bindings import driver
-
-        function = _function(self.code, _current_device(), self.shared_bytes > STATIC_SHARED_BYTES and self.shared_bytes)
-        values = (*pointers, *self.geometry, *self.floats)
-        _checked(driver.cuLaunchKernel(function, *self.grid, self.code.threads, 1, 1, self.shared_bytes, stream, (values, self._kinds), 0))
+        function = _function(self.code, current_device(), self.shared_bytes > STATIC_SHARED_BYTES and self.shared_bytes)
+        arguments = self._arguments
+        arguments.pointers[:] = list(pointers)
+        result = api().cuLaunchKernel(function, *self.grid, self.code.threads, 1, 1, self.shared_bytes, stream, arguments.address, 0)
+        if result[0]:
+            checked(result)
 
     def _simulate(self, pointers: tuple[Any, ...]) -> None:
         kernel = _simulated(self.code)
         floats = tuple(np.float32(v) for v in self.floats)
         with _short_turns():
             kernel[self.grid, self.code.threads, 0, self.shared_bytes](*pointers, self.geometry, *floats)
+
+
+class _Arguments(threading.local):
+    """A launch's arguments as the driver reads them: the addresses of pointers, integers and floats; a thread has its own."""
+
+    def __init__(self, launch: Launch):
+        pointers, numbers, floats = len(launch.code.pointers), len(launch.geometry), len(launch.floats)
+        self.pointers = (ctypes.c_uint64 * pointers)()
+        self.numbers = (ctypes.c_int32 * numbers)(*map(int, launch.geometry))
+        self.floats = (ctypes.c_float * floats)(*launch.floats)
+        places = [ctypes.addressof(part) + i * size for part, count, size
+                  in ((self.pointers, pointers, 8), (self.numbers, numbers, 4), (self.floats, floats, 4)) for i in range(count)]
+        self.places = (ctypes.c_void_p * len(places))(*places)
+        self.address = ctypes.addressof(self.places)
 
 
 @contextlib.contextmanager
@@ -173,15 +117,13 @@ def _simulated(code: Code) -> Any:
 @functools.cache
 def _function(code: Code, device: int, shared_bytes: int | bool) -> Any:
     """The driver's handle of a kernel, compiled or loaded now."""
-    from cuda.bindings import driver
-
-    ptx = ptx_of(code, _gpu(device).capability)
-    library = _checked(driver.cuLibraryLoadData(ptx.encode() + b"\0", [], [], 0, [], [], 0))
-    kernel = _checked(driver.cuLibraryGetKernel(library, entry_of(ptx).encode()))
-    function = _checked(driver.cuKernelGetFunction(kernel))
+    ptx = ptx_of(code, gpu_of(device).capability)
+    library = checked(api().cuLibraryLoadData(ptx.encode() + b"\0", [], [], 0, [], [], 0))
+    kernel = checked(api().cuLibraryGetKernel(library, entry_of(ptx).encode()))
+    function = checked(api().cuKernelGetFunction(kernel))
     if shared_bytes:
-        allowed = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuFuncSetAttribute(function, allowed, shared_bytes))
+        allowed = api().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        checked(api().cuFuncSetAttribute(function, allowed, shared_bytes))
     return function
 
 
@@ -194,23 +136,51 @@ def address_of(array: Any) -> Any:
         from .simulated import Pointer
 
         return Pointer(np.asarray(getattr(array, "_ary", array)).reshape(-1))
-    return array.__cuda_array_interface__["data"][0]
+    return array.__cuda_array_interface__["data"][0] or 0
+
+
+def pointer_at(address: int, dtype: np.dtype, below: int, count: int) -> Any:
+    """The pointer to an element of another library's memory, of whose `count` elements it has `below` before it."""
+    if not SIMULATED:
+        return address
+    from .simulated import Pointer
+
+    whole = (ctypes.c_char * (count * dtype.itemsize)).from_address(address - below * dtype.itemsize)
+    return Pointer(np.frombuffer(memoryview(whole), dtype), below)
+
+
+def same_memory(pointer: Any, dtype: str) -> Any:
+    """The pointer as one of elements of another type."""
+    if not SIMULATED:
+        return pointer
+    from .simulated import Pointer
+
+    before, after = pointer.memory.itemsize, np.dtype(dtype).itemsize
+    return Pointer(pointer.memory.view(dtype), pointer.offset * before // after)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """A new array of Numba's."""
+    from . import cuda
+
+    with _named_shortage(int(np.prod(shape, dtype=object)) * dtype.itemsize):
+        return cuda.device_array(shape, dtype)
 
 
 def memory(count: int, dtype: str) -> Any:
-    """Memory for `count` elements that lives as long as the object returned."""
-    from . import cuda
-
-    with _named_shortage(count * np.dtype(dtype).itemsize):
-        return cuda.device_array(count, np.dtype(dtype))
+    """Memory for `count` elements that lives as long as the object returned; Numba frees it when no work can use it any more."""
+    return empty((count,), np.dtype(dtype))
 
 
 def resident(array: np.ndarray) -> Any:
-    """A copy of `array` in the GPU's memory, which lives as long as the object returned."""
+    """A copy of `array` in the GPU's memory, there for every stream, which lives as long as the object returned."""
     from . import cuda
 
     with _named_shortage(array.nbytes):
-        return cuda.to_device(np.ascontiguousarray(array))
+        copy = cuda.to_device(np.asarray(array, order="C"))
+    if not SIMULATED:  # such a copy may return when the numbers are on their way
+        checked(api().cuStreamSynchronize(DEFAULT_STREAM))
+    return copy
 
 
 @contextlib.contextmanager
@@ -235,47 +205,43 @@ def scratch(stream: Stream, *parts: tuple[int, str]) -> Iterator[list[Any]]:
 
         yield [Pointer(np.full(max(1, size // np.dtype(dtype).itemsize), -7, dtype)) for size, (_, dtype) in zip(sizes, parts, strict=True)]
         return
-    from cuda.bindings import driver
-
     total = max(ALIGNMENT, sum(sizes))
-    start = int(_checked(driver.cuMemAllocFromPoolAsync(total, _pool(_current_device()), stream), total))
+    start = int(checked(api().cuMemAllocFromPoolAsync(total, _pool(current_device()), stream), total))
     try:
         yield [start + sum(sizes[:i]) for i in range(len(sizes))]
     finally:
-        _checked(driver.cuMemFreeAsync(start, stream))
+        checked(api().cuMemFreeAsync(start, stream))
 
 
 @functools.cache
 def _pool(device: int) -> Any:
     """A pool of the driver's, which keeps up to POOL_BYTES between calls."""
-    from cuda.bindings import driver
-
-    properties = driver.CUmemPoolProps()
-    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties = api().CUmemPoolProps()
+    properties.allocType = api().CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.location.type = api().CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
     properties.location.id = device
-    pool = _checked(driver.cuMemPoolCreate(properties))
-    threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-    _checked(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(POOL_BYTES)))
+    pool = checked(api().cuMemPoolCreate(properties))
+    threshold = api().CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+    checked(api().cuMemPoolSetAttribute(pool, threshold, api().cuuint64_t(POOL_BYTES)))
     return pool
 
 
 def copy_to_host(pointer: Any, out: np.ndarray, stream: Stream) -> None:
     """Copy the memory at `pointer` to `out`, and wait for it and for all that was put on the stream before."""
+    if not out.size:
+        return
     if SIMULATED:
         out.reshape(-1)[...] = pointer.memory[pointer.offset:pointer.offset + out.size]
         return
-    from cuda.bindings import driver
-
-    _checked(driver.cuMemcpyDtoHAsync(out.ctypes.data, pointer, math.prod(out.shape) * out.itemsize, stream))
-    _checked(driver.cuStreamSynchronize(stream))
+    checked(api().cuMemcpyDtoHAsync(out.ctypes.data, pointer, out.nbytes, stream))
+    checked(api().cuStreamSynchronize(stream))
 
 
 def copy_from_host(array: np.ndarray, pointer: Any, stream: Stream) -> None:
-    """Copy a contiguous array to the memory at `pointer`."""
+    """Copy a contiguous array to the memory at `pointer`; `array` may be changed when this returns."""
+    if not array.size:
+        return
     if SIMULATED:
         pointer.memory[pointer.offset:pointer.offset + array.size] = array.reshape(-1)
         return
-    from cuda.bindings import driver
-
-    _checked(driver.cuMemcpyHtoDAsync(pointer, array.ctypes.data, array.nbytes, stream))
+    checked(api().cuMemcpyHtoDAsync(pointer, array.ctypes.data, array.nbytes, stream))

@@ -27,7 +27,7 @@ I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 VOID = ir.VoidType()
 WIDE = 4  # elements of the wide loads and stores
 SHARED_SYMBOL = "fastconv_shared_memory"
-IR_OF = {types.float16: ir.HalfType(), types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
+IR_OF = {types.float16: ir.IntType(16), types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
          **{kind: ir.IntType(kind.bitwidth) for kind in (types.int8, types.int16, types.int32, types.int64,
                                                          types.uint8, types.uint16, types.uint32, types.uint64)}}
 BYTES_OF = {kind: kind.bitwidth // 8 for kind in IR_OF}
