@@ -16,9 +16,9 @@ from fastconv.backends._cuda import SIMULATED, copies, has_compiler
 
 pytestmark = pytest.mark.skipif(SIMULATED or not has_compiler(), reason="numba-cuda, which compiles kernels, is not installed")
 
-ARCHITECTURES = [(8, 0), (9, 0)]
+ARCHITECTURES = [(8, 0), (9, 0), (9, 0, "a")]
 MOST_REGISTERS = 65536  # of a multiprocessor
-LEAST_SHARE = 0.78  # of multiply-adds among the instructions of a product's main loop
+LEAST_SHARE = 0.8  # of multiply-adds among the instructions of a product's main loop
 MOST_SHARED = 163 * 1024  # bytes of a block, the smaller of the architectures'
 
 
@@ -26,6 +26,10 @@ def tool(name):
     """Path of one of CUDA's programs, of a package of this environment or else of the system; None if there is none."""
     installed = sorted(pathlib.Path(sys.prefix).glob(f"lib/python*/site-packages/nvidia/*/bin/{name}"))
     return str(installed[0]) if installed else shutil.which(name)
+
+
+def name_of(architecture):
+    return "sm_" + "".join(map(str, architecture))
 
 
 def all_codes():
@@ -47,13 +51,13 @@ def assembled(code, architecture, folder):
         pytest.skip("ptxas is not installed")
     source, target = folder / "kernel.ptx", folder / "kernel.cubin"
     source.write_text(ptx_of(code, architecture))
-    command = [ptxas, f"-arch=sm_{architecture[0]}{architecture[1]}", "-v", str(source), "-o", str(target)]
+    command = [ptxas, f"-arch={name_of(architecture)}", "-v", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stderr, target
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm_{a[0]}{a[1]}")
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=name_of)
 @pytest.mark.parametrize("code", all_codes(), ids=lambda code: code.name)
 def test_kernel(code, architecture, tmp_path):
     """No spills, registers for the blocks that were promised, and no double precision in a kernel of single."""
@@ -67,7 +71,7 @@ def test_kernel(code, architecture, tmp_path):
 
 
 def main_loop(sass):
-    """Opcodes of the innermost loop with the most multiply-adds."""
+    """Opcodes of the innermost loop with the most multiply-adds or products of tiles."""
     lines, labels, waiting = [], {}, []
     for line in sass.splitlines():
         if label := re.match(r"\s*(\.L\w+):", line):
@@ -82,17 +86,30 @@ def main_loop(sass):
         target = re.search(r"`\((\.L\w+)\)", rest)
         if opcode.startswith("BRA") and target and labels.get(target[1], address + 1) <= address:
             loops.append([op for at, op, _ in lines if labels[target[1]] <= at <= address and op != "NOP"])
-    return max(loops, key=lambda ops: (sum(op.startswith("FFMA") for op in ops), -len(ops)))
+    return max(loops, key=lambda ops: (sum(op.startswith(("FFMA", "HMMA")) for op in ops), -len(ops)))
 
 
-@pytest.mark.parametrize("code", [code for code in all_codes() if code.name.startswith("im2col.") and "x128x" in code.name],
-                         ids=lambda code: code.name)
-def test_products_are_mostly_multiply_adds(code, tmp_path):
-    """The main loop of a product hides its copies behind the multiply-adds: these are most of its instructions."""
+PRODUCTS = [code for code in all_codes() if code.name.startswith("im2col.")]
+
+
+def main_loop_of(code, folder):
     nvdisasm = tool("nvdisasm")
     if nvdisasm is None:
         pytest.skip("nvdisasm is not installed")
-    _, target = assembled(code, (9, 0), tmp_path)
-    sass = subprocess.run([nvdisasm, "-c", str(target)], capture_output=True, text=True, check=True).stdout
-    loop = main_loop(sass)
+    _, target = assembled(code, (9, 0), folder)
+    return main_loop(subprocess.run([nvdisasm, "-c", str(target)], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("code", [code for code in PRODUCTS if code.name.endswith("float32")], ids=lambda code: code.name)
+def test_products_are_mostly_multiply_adds(code, tmp_path):
+    """The main loop of a product hides its copies behind the multiply-adds: these are most of its instructions."""
+    loop = main_loop_of(code, tmp_path)
     assert sum(op.startswith("FFMA") for op in loop) / len(loop) >= LEAST_SHARE
+
+
+@pytest.mark.parametrize("code", [code for code in PRODUCTS if code.name.endswith(("tf32", "float16"))], ids=lambda code: code.name)
+def test_products_are_done_by_tensor_cores(code, tmp_path):
+    """The main loop multiplies whole tiles of a warp; none of its values falls to the stack."""
+    loop = main_loop_of(code, tmp_path)
+    assert sum(op.startswith("HMMA") for op in loop) == (32 if code.name.endswith("tf32") else 16)
+    assert not any(op.startswith(("LDL", "STL", "FFMA")) for op in loop)

@@ -20,7 +20,7 @@ import numpy as np
 from . import SIMULATED, has_compiler
 from .compiling import Code, entry_of, ptx_of
 
-__all__ = ["Gpu", "Launch", "absence", "address_of", "copy_from_host", "copy_to_host", "gpu", "memory", "resident", "scratch"]
+__all__ = ["Gpu", "Launch", "absence", "address_of", "copy_from_host", "copy_to_host", "gpu", "is_aligned", "memory", "resident", "scratch"]
 
 POOL_BYTES = 512 * 1024 * 1024  # of scratch memory that stays allocated between calls
 STATIC_SHARED_BYTES = 48 * 1024  # beyond which a kernel must be allowed its shared memory
@@ -195,6 +195,11 @@ def address_of(array: Any) -> Any:
 
         return Pointer(np.asarray(getattr(array, "_ary", array)).reshape(-1))
     return array.__cuda_array_interface__["data"][0]
+
+
+def is_aligned(pointer: Any, size: int) -> bool:
+    """Whether a pointer's address is a multiple of `size` bytes."""
+    return (pointer.offset * pointer.memory.itemsize if SIMULATED else pointer) % size == 0
 
 
 def memory(count: int, dtype: str) -> Any:
