@@ -24,7 +24,7 @@ from ._cuda.fragments import Tile
 from ._cuda.gemm import WIDE, Product, gemm_code, shared_bytes
 from ._cuda.geometry import INDEX_LIMIT, image_strides, index_refusal, weight_strides
 from ._cuda.packing import SQUARE, Packed, Parts, Turned, pack_code, packed_word, sum_parts_code, turn_code
-from ._cuda.tables import DEPTH_MULTIPLE, PADDING, fields_of, operand_tables
+from ._cuda.tables import DEPTH_MULTIPLE, fields_of, operand_tables
 from ._rectifiers import RECTIFIERS
 
 TILES = {
@@ -38,6 +38,7 @@ if SIMULATED:
              "float16": [Tile(16, 16, 16, 8, 4, 3)]}
 ASYNCHRONOUS_COPIES = TENSOR_CORES = (8, 0)  # the least capability that has those used here
 TENSOR_SPEED = {"tf32": 4.0, "float16": 8.0}  # times multiply-adds' (benchmarks/gpu.py)
+MOST_LAYERS = 2**16 - 1  # of a grid of blocks
 MOST_POINTS = 2**24  # of the table of an image's points: 256 MiB
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 LEAST_DEPTH = 128  # steps that a split is worth (benchmarks/gpu.py)
@@ -47,53 +48,61 @@ BLOCK_SECONDS = 2e-6  # of a block before its first product and after its last (
 LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
 
 
+class Division(NamedTuple):
+    """How the multiprocessors share the work."""
+
+    tile: Tile
+    splits: int  # of the depth
+    chunk: int  # steps of a split
+
+
 class Im2col:
     """Any pass of a problem with zero borders."""
 
     def __init__(self, problem: Problem):
         p = self.problem = problem
         self.gradient = p.pass_name == "grad_weight"
-        tile, splits, chunk = choose(p, gpu())
+        self.tile, self.splits, self.chunk = choose(p, gpu())
+        self.pitch = _pitch(p, self.tile)
         self.factors = factors_of(p)
         together, packed_dtype, _ = packed_word(self.factors)
-        phases, points, taps = operand_tables(p, _pitch(p), together)
-        self.splits = splits
+        phases, points, taps = operand_tables(p, self.pitch, together)
         self.packed = ((int(phases[-1, 4] + p.groups * phases[-1, 5]), packed_dtype),)
         self.tables = [resident(table) for table in (taps, points, phases)]
         elements = math.prod(p.shapes[2])
-        self.parts = (elements * splits, p.dtype)
-        self.scratch_bytes = p.itemsize * elements * splits if splits > 1 else 0
-        self.multiply = self._multiply_launch(tile, splits, chunk, phases, _lanes(p))
-        self.multiply_singly = self._multiply_launch(tile, splits, chunk, phases, "columns") if copied_by_fours(p) else self.multiply
-        self.pack_launch = self._turn_launch(together * int(phases[0, 5]) // _pitch(p)) if self.gradient else self._pack_launch(phases)
+        self.parts = (elements * self.splits, p.dtype)
+        self.scratch_bytes = p.itemsize * elements * self.splits if self.splits > 1 else 0
+        self.multiply = self._multiply_launch(phases, _lanes(p))
+        self.multiply_singly = self._multiply_launch(phases, "columns") if copied_by_fours(p) else self.multiply
+        self.pack_launch = self._turn_launch(together * int(phases[0, 5]) // self.pitch) if self.gradient else self._pack_launch(phases)
         channels = p.epilogue_channels if not self.gradient else 1
         inner = 1 if p.channels_last or self.gradient else math.prod(p.shapes[2][2:])
-        parts = Parts(splits, elements // max(1, channels * inner), channels, inner, int(p.bias and not self.gradient))
+        parts = Parts(self.splits, elements // max(1, channels * inner), channels, inner, int(p.bias and not self.gradient))
         threads = sum_parts_code(p.dtype).threads
         self.add = Launch(sum_parts_code(p.dtype), (-(-elements // threads),), parts, RECTIFIERS[p.activation])
 
-    def _multiply_launch(self, tile: Tile, splits: int, chunk: int, phases: np.ndarray, lanes: str) -> Launch:
-        p = self.problem
+    def _multiply_launch(self, phases: np.ndarray, lanes: str) -> Launch:
+        p, tile = self.problem, self.tile
         columns = phases[0, 1] if self.gradient else p.batch * phases[:, 0].max()
-        grid = (int(-(-columns // tile.columns)), -(-_rows(p) // tile.rows), splits * p.groups * len(phases))
-        rectifier = RECTIFIERS[p.activation if splits == 1 else None]
-        return Launch(gemm_code(tile, self.factors, self.gradient, lanes), grid, _product(p, tile, splits, chunk), rectifier,
-                      shared_bytes(tile, self.factors))
+        grid = (int(-(-columns // tile.columns)), -(-_rows(p) // tile.rows), self.splits * p.groups * len(phases))
+        rectifier = RECTIFIERS[p.activation if self.splits == 1 else None]
+        product = _product(p, Division(tile, self.splits, self.chunk))
+        return Launch(gemm_code(tile, self.factors, self.gradient, lanes), grid, product, rectifier, shared_bytes(tile, self.factors))
 
     def _pack_launch(self, phases: np.ndarray) -> Launch:
         p, w = self.problem, weight_strides(self.problem)
         row = w.in_channel if p.pass_name == "grad_input" else w.out_channel
-        return Launch(pack_code(self.factors), (int(phases[:, 5].max()) // _pitch(p), p.groups, len(phases)),
-                      Packed(p.groups, _rows(p), _pitch(p), p.group_out * w.out_channel, row))
+        return Launch(pack_code(self.factors), (int(phases[:, 5].max()) // self.pitch, p.groups, len(phases)),
+                      Packed(p.groups, _rows(p), self.pitch, p.group_out * w.out_channel, row))
 
     def _turn_launch(self, steps: int) -> Launch:
         p = self.problem
         y = image_strides(p.out_channels, p.output_size, p.channels_last)
         points = math.prod(p.output_size)
         # The rows of all planes follow each other, in either layout.
-        geometry = Turned(p.groups, p.group_out, points, p.output_size[2], p.batch * points, steps, _pitch(p), y.batch,
+        geometry = Turned(p.groups, p.group_out, points, p.output_size[2], p.batch * points, steps, self.pitch, y.batch,
                           p.group_out * y.channel, y.channel, y.row, y.column, int(p.channels_last))
-        return Launch(turn_code(self.factors), (-(-steps // SQUARE), _pitch(p) // SQUARE, p.groups), geometry,
+        return Launch(turn_code(self.factors), (-(-steps // SQUARE), self.pitch // SQUARE, p.groups), geometry,
                       shared_bytes=SQUARE * (SQUARE + 1) * p.itemsize)
 
     def pack(self, stream: Stream, second: Any, target: list[Any]) -> None:
@@ -120,8 +129,7 @@ class Im2col:
 def codes(dtype: str) -> list[Code]:
     """Every kernel that a problem of floats may need."""
     variants = [(False, "columns"), (False, "depth"), (True, "columns"), (True, "depth")]
-    if dtype == "float32":
-        variants.append((False, "fours"))
+    variants += [(False, "fours")] if dtype == "float32" else []
     kinds = [dtype, *TENSOR_SPEED] if dtype == "float32" else [dtype]
     products = [gemm_code(tile, factors, *variant) for factors in kinds for tile in TILES[factors] for variant in variants]
     return [*products, *(make(factors) for factors in kinds for make in (pack_code, turn_code)), sum_parts_code(dtype)]
@@ -140,9 +148,9 @@ def _rows(problem: Problem) -> int:
     return problem.group_in if problem.pass_name == "grad_input" else problem.group_out
 
 
-def _pitch(problem: Problem) -> int:
+def _pitch(problem: Problem, tile: Tile) -> int:
     """Elements of a step of the packed left factor."""
-    return -(-_rows(problem) // PADDING) * PADDING
+    return -(-_rows(problem) // tile.rows) * tile.rows
 
 
 def copied_by_fours(problem: Problem) -> bool:
@@ -161,8 +169,8 @@ def _lanes(problem: Problem) -> str:
     return "fours" if copied_by_fours(problem) else "columns"
 
 
-def _product(problem: Problem, tile: Tile, splits: int, chunk: int) -> Product:
-    p, fields = problem, fields_of(problem)
+def _product(problem: Problem, division: Division) -> Product:
+    p, fields, (tile, splits, chunk) = problem, fields_of(problem), division
     w = weight_strides(p)
     x, y = (image_strides(*sizes, p.channels_last) for sizes in ((p.in_channels, p.input_size), (p.out_channels, p.output_size)))
     bias = int(p.bias and splits == 1 and p.pass_name != "grad_weight")
@@ -175,18 +183,11 @@ def _product(problem: Problem, tile: Tile, splits: int, chunk: int) -> Product:
         places = x.batch, p.group_in * x.channel, p.batch * x.batch, y.batch, p.group_out * w.out_channel, w.out_channel
     points = math.prod(p.output_size)
     sizes = p.groups, splits, chunk, _rows(p), p.batch, points, tile.depth % points, tile.depth // points * x.batch
-    return Product._make((*sizes, *places, _pitch(p), math.prod(p.shapes[2]), bias, fields.position([n - 1 for n in last]), fields.guards))
+    position = fields.position([n - 1 for n in last])
+    return Product._make((*sizes, *places, _pitch(p, tile), math.prod(p.shapes[2]), bias, position, fields.guards))
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------------
-
-
-class Division(NamedTuple):
-    """How the multiprocessors share the work."""
-
-    tile: Tile
-    splits: int  # of the depth
-    chunk: int  # steps of a split
 
 
 class _Shape(NamedTuple):
@@ -214,7 +215,7 @@ def _divisions(shape: _Shape, factors: str) -> Iterator[Division]:
     """Every tile, with the depth as it is or split evenly."""
     for tile in TILES[factors]:
         for splits in SPLITS:
-            if splits == 1 or shape.depth >= splits * LEAST_DEPTH:
+            if splits == 1 or (shape.depth >= splits * LEAST_DEPTH and splits * shape.products <= MOST_LAYERS):
                 chunk = -(-shape.depth // (splits * DEPTH_MULTIPLE)) * DEPTH_MULTIPLE
                 yield Division(tile, splits, chunk)
 
@@ -240,8 +241,8 @@ def choose(problem: Problem, machine: Gpu) -> Division:
 
 def refuses(problem: Problem) -> str | None:
     p = problem
-    if np.dtype(p.dtype).kind != "f":
-        return f"computes floating-point numbers, not {p.dtype}"
+    if p.dtype not in ("float32", "float64"):
+        return f"computes float32 and float64, not {p.dtype}"
     if p.padding_mode != "zeros":
         return f"needs a border of zeros, not {p.padding_mode!r}"
     if not p.flops:
@@ -250,11 +251,20 @@ def refuses(problem: Problem) -> str | None:
         return f"needs a table of an image's points, at most {MOST_POINTS:,}"
     if not fields_of(p).fit:
         return "an image whose borders reach too far for its coordinates to fit an integer"
-    if p.pass_name == "grad_weight" and p.groups * p.batch * math.prod(p.output_size) * _pitch(p) > INDEX_LIMIT // 2:
-        return "points whose packed gradients 32-bit indices do not reach"
-    if (p.batch + DEPTH_MULTIPLE) * p.in_channels * math.prod(p.input_size) > 2 * INDEX_LIMIT:
-        return "images of which 32-bit indices reach few"
-    return index_refusal(p)
+    if _shape(p).products > MOST_LAYERS:
+        return f"more groups than the {MOST_LAYERS:,} that a grid has layers for"
+    return index_refusal(p) or (_depth_refusal(p) if p.pass_name == "grad_weight" else None)
+
+
+def _depth_refusal(problem: Problem) -> str | None:
+    """Why 32-bit indices do not walk along the points of a weight gradient, some of which lie beyond the last image."""
+    p, points = problem, math.prod(problem.output_size)
+    image = p.in_channels * math.prod(p.input_size)
+    beyond = DEPTH_MULTIPLE // points
+    packed = p.groups * (p.batch * points + DEPTH_MULTIPLE) * max(_pitch(p, tile) for tile in TILES[factors_of(p)])
+    if packed > INDEX_LIMIT or beyond * image > INDEX_LIMIT or (p.batch + beyond + 1) * image > 2 * INDEX_LIMIT:
+        return "points that 32-bit indices do not reach"
+    return None
 
 
 def seconds(problem: Problem, machine: Gpu) -> float:
@@ -266,7 +276,9 @@ def seconds(problem: Problem, machine: Gpu) -> float:
 
 
 def pack_seconds(problem: Problem, machine: Gpu) -> float:
-    return LAUNCH_SECONDS + 2 * problem.itemsize * math.prod(problem.shapes[1]) / machine.bandwidth
+    p = problem
+    padded = _pitch(p, choose(p, machine).tile) / max(1, _rows(p))
+    return LAUNCH_SECONDS + (1 + padded) * p.itemsize * math.prod(p.shapes[1]) / machine.bandwidth
 
 
 BACKEND = Backend(refuses, seconds, Im2col, pack_seconds)

@@ -19,7 +19,9 @@ Blocks of threads copy tiles of both factors to shared memory, some stages ahead
 registers. Lanes that copy follow the axis along which the image is contiguous: columns, singly or by fours, or depth. The depth's entries
 go to shared memory a stage before they are needed, through registers of the first threads that hold them for one step more.
 
-What a main loop needs of addresses is hidden from the compiler (`opaque`) once it is computed: else it is computed anew for each copy.
+What a main loop needs of addresses is hidden from the compiler (`opaque`) once it is computed, and what only the end needs is computed
+there: else each copy computes its address from the beginning, and registers are spilled. Multiply-adds are then .80 to .89 of the main
+loop's instructions (`tests/test_cuda_code.py`), against .69 to .81 before; dividing a point's number for each copy cost .1 alone.
 
 Source: Chetlur et al., "cuDNN: Efficient primitives for deep learning" (2014), section 3; NVIDIA, "CUTLASS: Fast linear algebra in
 CUDA C++" (2017).

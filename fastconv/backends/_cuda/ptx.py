@@ -416,7 +416,7 @@ def mma(typing, tiles, a, b):
             i, j = divmod(at // 4, b.count // 2)
             sums = [builder.extract_value(total, at + k) for k in range(4)]
             operands = [*rows[4 * i:4 * i + 4], *columns[2 * j:2 * j + 2], *sums]
-            result = _call_assembly(builder, four, code, constraints, operands, effect=False)
+            result = _call_assembly(builder, four, code, constraints, operands)  # all lanes together: nowhere else
             for k in range(4):
                 total = builder.insert_value(total, builder.extract_value(result, k), at + k)
         return total

@@ -11,7 +11,7 @@ import numpy as np
 from ...problem import Problem
 from .geometry import ImageStrides, image_strides, weight_strides
 
-__all__ = ["DEPTH_MULTIPLE", "ENTRY", "FAR", "PADDING", "PHASE", "Fields", "Phase", "fields_of", "operand_tables"]
+__all__ = ["DEPTH_MULTIPLE", "ENTRY", "FAR", "PHASE", "Fields", "Phase", "fields_of", "operand_tables"]
 
 ENTRY = 4  # integers of an entry: offset in the image, position, offset in the result or the weights, nothing
 FAR = -(2**30)  # a position that no other brings inside
@@ -116,7 +116,7 @@ def _grid(axes: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _offsets(axes: list[np.ndarray], strides: Sequence[int]) -> np.ndarray:
-    return sum(part * stride for part, stride in zip(_grid(axes), strides, strict=True))
+    return np.sum([part * stride for part, stride in zip(_grid(axes), strides, strict=True)], axis=0)
 
 
 def _point_entries(operand: Operand, fields: Fields, gathered: ImageStrides, result: ImageStrides) -> np.ndarray:
