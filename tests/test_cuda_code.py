@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(SIMULATED or not has_compiler(), reason="numba-c
 ARCHITECTURES = [(8, 0), (9, 0)]
 MOST_REGISTERS = 65536  # of a multiprocessor
 LEAST_SHARE = 0.8  # of multiply-adds among the instructions of a product's main loop
-MOST_SHARED = 163 * 1024  # bytes of a block, the smaller of the architectures'
+MOST_SHARED = 163 * 1024  # bytes of a multiprocessor, the least of the architectures'
 
 
 def tool(name):
@@ -82,6 +82,16 @@ def test_compiles_for_an_architecture_alone():
     from fastconv.backends._cuda.compiling import ptx_of
 
     assert ".target sm_90a" in ptx_of(copies.codes("float32")[0], (9, 0, "a"))
+
+
+def test_shared_memory_suffices():
+    """So many blocks of a product as its registers are shared by find room in shared memory."""
+    from fastconv.backends._cuda.gemm import gemm_code, shared_bytes
+    from fastconv.backends.cuda_im2col import TILES
+
+    for factors, tiles in TILES.items():
+        for tile in tiles:
+            assert shared_bytes(tile, factors) * gemm_code(tile, factors, False, "columns").blocks <= MOST_SHARED
 
 
 def main_loop(sass):
