@@ -18,6 +18,7 @@ import fastconv as fc
 from fastconv import imaging
 from fastconv.bench import measure, page, report
 from fastconv.bench.suite import SUITES, select
+from fastconv.problem import ACCURACIES
 
 __all__ = ["main"]
 
@@ -313,7 +314,7 @@ def _add_conv_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padding-mode", choices=PADDING_MODES)
     parser.add_argument("--layout", metavar="NCHW|NHWC")
     parser.add_argument("--activation", metavar="NAME")
-    parser.add_argument("--accuracy", choices=("default", "strict"))
+    parser.add_argument("--accuracy", choices=ACCURACIES)
     parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32 (default), float64, ...")
 
 

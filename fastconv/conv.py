@@ -50,8 +50,10 @@ _OPTIONS_DOC = """stride, dilation : int or sequence of {n} ints
         Channels first, with weights (O, C/G, {k}), or last, with weights ({k}, C/G, O).
     backend : str, optional
         A name of `backends()`; by default the dispatcher's choice.
-    accuracy : {"default", "strict"}, optional
-        "strict" keeps to methods with a plain sum's rounding error."""
+    accuracy : {"default", "strict", "tf32", "float16"}, optional
+        "strict" keeps to methods with a plain sum's rounding error. "tf32" and "float16" let a GPU's tensor cores round the factors of
+        float32 products to 10 bits after the point (float16: beyond 65504 to infinity), and sum in float32; elsewhere they mean
+        "default"."""
 
 
 def _make_conv(ndim: int) -> Callable[..., np.ndarray]:

@@ -44,7 +44,7 @@ from ._padding import PADDING_MODES, Pads, border_source, check_border, resolve_
 __all__ = ["ACTIVATIONS", "PADDING_MODES", "PASSES", "Options", "Phase", "Problem", "border_source", "computing_dtype", "resolve_padding"]
 
 PASSES = ("forward", "grad_input", "grad_weight")
-ACCURACIES = ("default", "strict")
+ACCURACIES = ("default", "strict", "tf32", "float16")
 
 
 @dataclass(frozen=True)

@@ -123,3 +123,18 @@ def test_plans():
         assert_close(plan(cuda.to_device(image)).copy_to_host(), desired, 1e-5)
     assert plan.backend in BACKENDS
     assert "chosen" in repr(plan)
+
+
+@pytest.mark.parametrize(("kernel", "options"), [((1, 1), {}), ((3, 1), {"padding": ((1, 0), (0, 0))}), ((3, 1), {"stride": (2, 1)})])
+def test_copies_by_fours(kernel, options):
+    """Points that lie side by side are copied four at a time, unless the image begins between two fours."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((5, 3, *kernel), dtype=np.float32)
+    x = rng.standard_normal((2, 3, 6, 8), dtype=np.float32)
+    gy = rng.standard_normal(fc.conv2d(x, w, **options).shape, dtype=np.float32)
+    desired = fc.conv2d(x, w, **options).astype(np.float64)
+    assert_close(fc.conv2d(x, w, **options, backend="cuda_im2col"), desired, 2e-6)
+    shifted = cuda.to_device(np.concatenate([np.zeros(1, np.float32), x.ravel()]))[1:].reshape(x.shape)
+    assert_close(fc.conv2d(shifted, cuda.to_device(w), **options, backend="cuda_im2col").copy_to_host(), desired, 2e-6)
+    back = fc.conv2d_grad_input(gy, w, x.shape, **options, backend="cuda_im2col")
+    assert_close(back, fc.conv2d_grad_input(gy, w, x.shape, **options).astype(np.float64), 2e-6)

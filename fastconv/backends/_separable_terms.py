@@ -25,7 +25,7 @@ class Terms(NamedTuple):
 def terms_within(problem: Problem) -> float:
     """Share of a kernel's norm that its terms may leave out."""
     rounding = ROUNDING * float(np.finfo(problem.dtype).eps)
-    return max(rounding, ACCURACY) if problem.accuracy == "default" and problem.dtype == "float32" else rounding
+    return max(rounding, ACCURACY) if problem.accuracy != "strict" and problem.dtype == "float32" else rounding
 
 
 def find_terms(kernels: np.ndarray, within: float) -> Terms | None:

@@ -60,6 +60,7 @@ load = _language.load
 load4 = _language.load4
 one = _language.one
 ones_of = _language.ones_of
+opaque = _language.opaque
 outer_product = _language.outer_product
 pick = _language.pick
 quotient = _language.quotient
@@ -71,7 +72,11 @@ store_part = _language.store_part
 traced = _language.traced
 zero_of = _language.zero_of
 zeros = _language.zeros
+mma = _language.mma
+pack_halves = _language.pack_halves
+round_tf32 = _language.round_tf32
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient",
-           "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+           "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "mma", "one", "ones_of", "opaque", "outer_product",
+           "pack_halves", "pick", "quotient", "remainder", "round_tf32", "shared_memory", "store", "store4", "store_part", "traced",
+           "zero_of", "zeros"]

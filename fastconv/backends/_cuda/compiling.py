@@ -21,7 +21,7 @@ from . import inlined
 
 __all__ = ["Code", "entry_of", "ptx_of", "repeated"]
 
-Capability = tuple[int, int]
+Capability = tuple[int, int] | tuple[int, int, str]  # (9, 0, "a"): with what only that architecture has
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def _path(code: Code, capability: Capability) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    return directory / "cuda" / _digest() / f"{code.name}.sm_{capability[0]}{capability[1]}.ptx"
+    return directory / "cuda" / _digest() / f"{code.name}.sm_{''.join(map(str, capability))}.ptx"
 
 
 @functools.cache

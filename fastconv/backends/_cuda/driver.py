@@ -23,7 +23,7 @@ from .compiling import Code, entry_of, ptx_of
 from .context import Gpu, absence, api, checked, current_device, gpu, gpu_of
 
 __all__ = ["DEFAULT_STREAM", "Gpu", "Launch", "Stream", "absence", "address_of", "copy_from_host", "copy_to_host", "current_device",
-           "empty", "gpu", "memory", "pointer_at", "resident", "same_memory", "scratch"]
+           "empty", "gpu", "is_aligned", "memory", "pointer_at", "resident", "same_memory", "scratch"]
 
 POOL_BYTES = 512 * 1024 * 1024  # of scratch memory that stays allocated between calls
 STATIC_SHARED_BYTES = 48 * 1024  # beyond which a kernel must be allowed its shared memory
@@ -165,6 +165,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
     with _named_shortage(int(np.prod(shape, dtype=object)) * dtype.itemsize):
         return cuda.device_array(shape, dtype)
+
+
+def is_aligned(pointer: Any, size: int) -> bool:
+    """Whether a pointer's address is a multiple of `size` bytes."""
+    return (pointer.offset * pointer.memory.itemsize if SIMULATED else pointer) % size == 0
 
 
 def memory(count: int, dtype: str) -> Any:

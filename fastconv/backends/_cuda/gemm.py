@@ -7,14 +7,21 @@
 An element of the image belongs to a point and a tap; both have an entry of four integers in a table, and the sums of theirs say where
 it lies and whether it is inside:
 
-    point     offset in the image, offset in the result, row and column of the image
-    tap       offset in the image, offset in the weights, rows and columns further
+    point     offset in the image, position, offset in the result
+    tap       offset in the image, position, offset in the weights
 
-A volume's row is plane * 65536 + row: the sum's halves are then tested one by one (a negative row borrows from the plane, but is outside).
+A position is all three coordinates in one integer, each in a field that has a guard bit above it. The sum of a point's and a tap's is
+inside the image where neither it nor the image's last position less it has a guard bit set: a field below zero borrows from those
+above, but is outside itself. The fields' places come as numbers (`Fields`), so that one kernel serves lines, planes and volumes.
 
 So stride, dilation, padding, layout and the phases of a strided input gradient are contents of tables, and one kernel serves them all.
 Blocks of threads copy tiles of both factors to shared memory, some stages ahead, asynchronously; each thread keeps a tile of sums in
-registers. Lanes that copy follow the axis along which the image is contiguous: columns or depth.
+registers. Lanes that copy follow the axis along which the image is contiguous: columns, singly or by fours, or depth. The depth's entries
+go to shared memory a stage before they are needed, through registers of the first threads that hold them for one step more.
+
+What a main loop needs of addresses is hidden from the compiler (`opaque`) once it is computed, and what only the end needs is computed
+there: else each copy computes its address from the beginning, and registers are spilled. Multiply-adds are then .80 to .89 of the main
+loop's instructions (`tests/test_cuda_code.py`), against .69 to .81 before; dividing a point's number for each copy cost .1 alone.
 
 Source: Chetlur et al., "cuDNN: Efficient primitives for deep learning" (2014), section 3; NVIDIA, "CUTLASS: Fast linear algebra in
 CUDA C++" (2017).
@@ -31,56 +38,37 @@ import numpy as np
 from . import (
     advance,
     cast,
-    concatenate,
     copy_async,
     copy_commit,
     copy_wait,
     cuda,
     fetch,
-    fetch4,
     i32,
     inlined,
     less_unsigned,
     load,
     load4,
-    ones_of,
-    outer_product,
+    opaque,
     quotient,
     remainder,
     shared_memory,
     store,
-    store4,
-    store_part,
     zero_of,
     zeros,
 )
 from .compiling import Code, repeated
+from .fragments import ELEMENTS, Tile, fragments_of
 from .sums import rectifier
+from .tables import ENTRY, FAR, PHASE
 
-__all__ = ["BITS", "ENTRY", "FAR", "PHASE", "Phase", "Product", "Tile", "gemm_code", "shared_bytes"]
+__all__ = ["WIDE", "Product", "gemm_code", "shared_bytes"]
 
-ENTRY = 4  # integers of a table's entry
-FAR = -(2**28)  # a column of the image that no tap brings inside
+PAIR = 2  # integers of an entry that copies need: offset and position
 WIDE = 4  # elements of a wide copy
-BITS = 16  # of the row in a volume's rows, below the plane
-LOW = 2**BITS - 1
-SKEW = 4  # elements between rows of shared memory, so that lanes along the depth meet different banks
-
-
-class Tile(NamedTuple):
-    """Sizes of the tiles of a block of threads."""
-
-    rows: int
-    columns: int
-    depth: int
-    threads_down: int
-    threads_across: int
-    stages: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.threads_down * self.threads_across
+INTEGER_BYTES = 4
+REGISTER_BYTES = 256 * 1024  # of a multiprocessor
+SUMS_SHARE = 2  # of a thread's registers: half of them are its sums
+SHARED_BYTES = 163 * 1024  # of a multiprocessor, at least
 
 
 class Product(NamedTuple):
@@ -91,205 +79,265 @@ class Product(NamedTuple):
     chunk: int  # steps of a split
     rows: int  # of a group
     images: int
-    in_d: int
-    in_h: int
-    in_w: int
+    points: int  # of an image, where they are the depth
+    step_points: int  # a tile's depth as whole images and points: the points
+    step_images: int  # elements of the images
     x_image: int
     x_group: int
+    x_end: int  # beyond the last image
     y_image: int
     y_group: int
     y_row: int
     pitch: int  # of the packed left factor's steps
     part: int  # elements of a split's result
     has_bias: int
+    last: int  # position in the image
+    guards: int  # bits that a position outside has set
 
 
-class Phase(NamedTuple):
-    """One of the products that are done at once: integers of the table `phases`."""
-
-    points: int  # of an image
-    taps: int
-    first_point: int  # entries of the tables
-    first_tap: int
-    first_packed: int  # elements of the packed left factor
-    packed_group: int  # the same of a group
+def _stage(tile: Tile, factors: str) -> tuple[int, int, int]:
+    """Elements of a stage: where the right factor and the depth's pairs begin, and where the stage ends."""
+    fragments = fragments_of(tile, factors)
+    right = tile.depth // fragments.steps * fragments.line_a
+    pairs = right + tile.depth * fragments.line_b
+    return right, pairs, pairs + tile.depth * PAIR * INTEGER_BYTES // np.dtype(ELEMENTS[factors]).itemsize
 
 
-PHASE = len(Phase._fields)
-
-
-def shared_bytes(tile: Tile, dtype: str) -> int:
-    """Shared memory of a block: both factors' stages, the rows' biases, and an entry for each column."""
-    elements = tile.stages * tile.depth * (tile.rows + tile.columns + 2 * SKEW) + tile.rows
-    return elements * np.dtype(dtype).itemsize + tile.columns * ENTRY * 4
+def shared_bytes(tile: Tile, factors: str) -> int:
+    """Shared memory of a block: the stages, the rows' biases, an entry for each column."""
+    elements = tile.stages * _stage(tile, factors)[2] + tile.rows
+    return elements * np.dtype(ELEMENTS[factors]).itemsize + tile.columns * (PAIR + 1) * INTEGER_BYTES
 
 
 @functools.cache
-def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume: bool) -> Code:
-    """The kernel: of a weight gradient or not, with lanes that copy along the depth or along the columns, of planes or volumes."""
-    BM, BN, BK, TY, TX, STAGES = tile
-    NT = tile.threads
-    LDA, LDB, LDC = BM + SKEW, BN + SKEW, BN + SKEW
-    STAGE_A, STAGE_B = BK * LDA, BK * LDB
-    START_B, START_BIAS = STAGES * STAGE_A, STAGES * (STAGE_A + STAGE_B)
-    START_ENTRIES = START_BIAS + BM
+def gemm_code(tile: Tile, factors: str, gradient: bool, lanes: str) -> Code:
+    """The kernel: of a weight gradient or not, whose lanes copy along the "depth", the "columns", or "fours" of these."""
+    BM, BN, BK, _, _, STAGES = tile
+    dtype = ELEMENTS[factors]
+    NT, ITEM = tile.threads, np.dtype(dtype).itemsize
+    fragments = fragments_of(tile, factors)
+    LINE_A, LINE_B, SUMS, PARTS, STEPS = fragments.line_a, fragments.line_b, fragments.sums, fragments.parts, fragments.steps
+    begin_fragments, multiply, write_fragments = fragments.begin, fragments.multiply, fragments.write
+    START_B, START_PAIRS, STAGE = _stage(tile, factors)
+    START_BIAS = STAGES * STAGE
+    START_COLUMNS = START_BIAS + BM
+    START_PLACES = PAIR * BN  # of the result's columns, after their pairs
+    LAST = (STAGES - 1) * STAGE
     AHEAD = STAGES - 2  # stages that may be under way when one is needed
-    GROUPS_M, GROUPS_N = BM // TY // WIDE, BN // TX // WIDE  # groups of four rows and columns of a thread
-    STEP_M, STEP_N = BM // GROUPS_M, BN // GROUPS_N
-    ACROSS = BN // TX
-    SUMS = BM // TY * ACROSS
-    rows_last = gradient != along_depth  # in the result: channels are
-    assert STEP_M * LDC <= START_BIAS, f"{tile}: rows of sums do not fit the stages"
-    WARP_X = min(8, TX)
-    WARPS_X, WARP_Y = TX // WARP_X, 32 // WARP_X
+    PART = BM // PARTS
+    rows_last = gradient != (lanes == "depth")  # in the result: channels are
+    assert PART * LINE_B <= START_BIAS, f"{tile}: rows of sums do not fit the stages"
     PER_ROW = BM // WIDE  # copies
-    COPIES_A, COPIES_B = BM * BK // (WIDE * NT), BN * BK // NT
+    ROWS, COPIES = NT // PER_ROW, BM * BK // STEPS // (WIDE * NT)
     finish = rectifier(dtype)
-    point_entry, tap_entry = _entries()
-    column_entry, depth_entry = (tap_entry, point_entry) if gradient else (point_entry, tap_entry)
-    fragment_a, fragment_b = _fragment(GROUPS_M, STEP_M), _fragment(GROUPS_N, STEP_N)
-
-    def step(sums, operands, k):
-        a, b = operands
-        return outer_product(sums, fragment_a(a, k * LDA), fragment_b(b, k * LDB))
-
-    multiply = repeated(step, BK)
-
-    is_inside = _inside(volume)
-    ones = inlined(lambda example: ones_of(example, ACROSS))
-
-    if along_depth:
-
-        @inlined
-        def copy_image(target, x, tables, phase, g, entries, column, thread, k, end):
-            """Lanes along the depth: an entry a thread, those of the columns from shared memory."""
-            own = i32(k + thread % BK)
-            at_depth = depth_entry(tables, phase, g, own, end)
-            for j in range(COPIES_B):
-                n = i32(thread // BK + j * (NT // BK))
-                at_column = load4(entries, n * ENTRY)
-                copy_async(target, i32(thread % BK * LDB + n), x, i32(at_column[0] + at_depth[0]), 1, is_inside(at_column, at_depth, g))
-
-    else:
-
-        @inlined
-        def copy_image(target, x, tables, phase, g, entries, column, thread, k, end):
-            """Lanes along the columns: an entry a thread, those of the depth from their table."""
-            for j in range(COPIES_B):
-                row = i32(thread // BN + j * (NT // BN))
-                at_depth = depth_entry(tables, phase, g, i32(k + row), end)
-                copy_async(target, i32(row * LDB + thread % BN), x, i32(column[0] + at_depth[0]), 1, is_inside(column, at_depth, g))
+    first_depth, next_depth, depth_pair, column_entry = _entries(gradient, BK)
+    copies = _copies_along_depth(tile, LINE_B) if lanes == "depth" else _copies_along_columns(tile, LINE_B, lanes == "fours")
+    begin_image, copy_image = copies
 
     @inlined
-    def copy_rows(target, a, g, thread, m0, k):
-        for j in range(COPIES_A):
-            row = i32(thread // PER_ROW + j * (NT // PER_ROW))
-            column = i32(thread % PER_ROW * WIDE)
-            copy_async(target, i32(row * LDA + column), a, i32(i32(i32(k + row) * g.pitch) + i32(m0 + column)), WIDE, True)
+    def copy_rows(target, left, g):
+        for j in range(COPIES):
+            copy_async(target, j * ROWS * LINE_A, left, i32(j * ROWS * g.pitch), WIDE, True)
+
+    @inlined
+    def store_pair(entries, pair):
+        store(entries, 0, pair[0])
+        store(entries, 1, pair[1])
+
+    @inlined
+    def own_product(z, g):
+        """(split, group, phase) of a block."""
+        rest = quotient(z, g.splits)
+        return remainder(z, g.splits), remainder(rest, g.groups), quotient(rest, g.groups)
 
     def write_rows(sums, operands, c):
-        """Write the c-th groups of all threads' rows, through shared memory: lanes follow the axis along which the result lies."""
-        memory, entries, result, row, across, m0, columns, g, slope, ceiling = operands
+        """Write the c-th part of all threads' sums, through shared memory: lanes follow the axis along which the result lies."""
+        memory, places, result, thread, m0, columns, g, slope, ceiling = operands
         cuda.syncthreads()
-        store_part(advance(memory, i32(row * LDC + across)), sums, c, WIDE, GROUPS_N, STEP_N, LDC)
+        write_fragments(memory, sums, c, thread)
         cuda.syncthreads()
-        for index in range(i32(cuda.threadIdx.x), STEP_M * BN, NT):
-            r, n = (index % STEP_M, index // STEP_M) if rows_last else (index // BN, index % BN)
-            m = i32(m0 + c * STEP_M + r)
-            if n < columns and m < g.rows:
-                at = i32(load(entries, n * ENTRY + 1) + i32(m * g.y_row))
-                store(result, at, finish(load(memory, r * LDC + n), slope, ceiling))
+        for index in range(thread, PART * BN, NT):
+            r, n = (index % PART, index // PART) if rows_last else (index // BN, index % BN)
+            m = i32(c * PART + r)
+            if n < columns and m0 + m < g.rows:
+                total = load(memory, r * LINE_B + n) + load(memory, START_BIAS + m)
+                store(result, i32(load(places, n) + i32(i32(m0 + m) * g.y_row)), finish(total, slope, ceiling))
         return sums
 
-    write = repeated(write_rows, GROUPS_M)
+    write = repeated(write_rows, PARTS)
 
     def im2col(a, x, taps, points, phases, bias, y, g, slope, ceiling):
         thread = i32(cuda.threadIdx.x)
-        split = remainder(cuda.blockIdx.z, g.splits)
-        group = remainder(quotient(cuda.blockIdx.z, g.splits), g.groups)
-        number = quotient(quotient(cuda.blockIdx.z, g.splits), g.groups)
+        split, group, number = own_product(cuda.blockIdx.z, g)
         own = advance(phases, number * PHASE)
-        phase = fetch(own, 0), fetch(own, 1)
-        tables = advance(points, fetch(own, 2) * ENTRY), advance(taps, fetch(own, 3) * ENTRY)
+        phase = fetch(own, 0), fetch(own, 1), fetch(own, 2), fetch(own, 3)
         columns = phase[1] if gradient else i32(phase[0] * g.images)
-        depth = i32(phase[0] * g.images) if gradient else phase[1]
+        depth = i32(g.points * g.images) if gradient else phase[1]
         n0, m0 = i32(cuda.blockIdx.x * BN), i32(cuda.blockIdx.y * BM)
         if n0 >= columns:
             return
-        first, end = i32(split * g.chunk), i32(min(depth, (split + 1) * g.chunk))
-        left = advance(a, fetch(own, 4) + group * fetch(own, 5))
-        image = advance(x, group * g.x_group)
+        first = i32(split * g.chunk)
+        steps = i32(min(i32(depth - first), g.chunk))
+        blocks = quotient(steps + BK - 1, BK) if steps > 0 else i32(0)
         memory = shared_memory(x)
-        entries = cast(advance(memory, START_ENTRIES), taps)
+        pairs = cast(advance(memory, START_COLUMNS), taps)
         for n in range(thread, BN, NT):
-            store4(entries, n * ENTRY, column_entry(tables, phase, g, i32(n0 + n), columns))
+            entry = column_entry(taps, points, phase, g, i32(n0 + n), columns)
+            store_pair(advance(pairs, n * PAIR), entry)
+            store(pairs, START_PLACES + n, entry[2])
         for m in range(thread, BM, NT):
             store(memory, START_BIAS + m, fetch(bias, group * g.rows + m0 + m) if g.has_bias and m0 + m < g.rows else zero_of(x))
+        own_pair = opaque(i32(START_PAIRS + thread * PAIR * INTEGER_BYTES // ITEM))
+        at = first_depth(phase, g, i32(first + thread % BK))
+        for stage in range(STAGES):
+            if thread < BK:
+                store_pair(cast(advance(memory, i32(own_pair + stage * STAGE)), taps), depth_pair(taps, points, at, g))
+            at = next_depth(at, g)
+        pair = depth_pair(taps, points, at, g)
         cuda.syncthreads()
-        column = load4(entries, thread % BN * ENTRY)
-        blocks = i32(max(0, quotient(end - first + BK - 1, BK))) if end > first else i32(0)
+        start = i32(i32(first // STEPS + thread // PER_ROW) * g.pitch) + m0 + thread % PER_ROW * WIDE
+        left = opaque(advance(a, fetch(own, 4) + group * fetch(own, 5) + start))
+        own_a = opaque(i32(thread // PER_ROW * LINE_A + thread % PER_ROW * WIDE))
+        image = begin_image(advance(x, group * g.x_group), pairs, thread, g)
         for stage in range(STAGES - 1):
             if stage < blocks:
-                k = i32(first + stage * BK)
-                copy_rows(advance(memory, stage * STAGE_A), left, g, thread, m0, k)
-                copy_image(advance(memory, START_B + stage * STAGE_B), image, tables, phase, g, entries, column, thread, k, end)
+                target = advance(memory, stage * STAGE)
+                copy_rows(cast(advance(target, own_a), a), left, g)
+                copy_image(advance(target, START_B), cast(advance(target, START_PAIRS), taps), pairs, image, g)
+                left = advance(left, i32(BK // STEPS * g.pitch))
             copy_commit()
-        warp, lane = thread // 32, thread % 32
-        row = i32((warp // WARPS_X * WARP_Y + lane // WARP_X) * WIDE)
-        across = i32((warp % WARPS_X * WARP_X + lane % WARP_X) * WIDE)
-        sums = outer_product(zeros(x, SUMS), fragment_a(memory, START_BIAS + row), ones(x))
-        reading, writing = i32(0), i32(STAGES - 1)
+        sums = zeros(x, SUMS)
+        row, across = begin_fragments(thread)
+        row, across = opaque(row), opaque(i32(START_B + across))
+        reading, writing = i32(0), i32(LAST)
         for block in range(blocks):
             copy_wait(AHEAD)
             cuda.syncthreads()
             if block + STAGES - 1 < blocks:
-                k = i32(first + (block + STAGES - 1) * BK)
-                copy_rows(advance(memory, i32(writing * STAGE_A)), left, g, thread, m0, k)
-                copy_image(advance(memory, i32(START_B + writing * STAGE_B)), image, tables, phase, g, entries, column, thread, k, end)
+                target = advance(memory, writing)
+                copy_rows(cast(advance(target, own_a), a), left, g)
+                copy_image(advance(target, START_B), cast(advance(target, START_PAIRS), taps), pairs, image, g)
+                left = advance(left, i32(BK // STEPS * g.pitch))
             copy_commit()
-            own_rows, own_columns = i32(reading * STAGE_A + row), i32(START_B + reading * STAGE_B + across)
-            sums = multiply(sums, (advance(memory, own_rows), advance(memory, own_columns)), 0)
-            reading = i32(reading + 1) if reading < STAGES - 1 else i32(0)
-            writing = i32(writing + 1) if writing < STAGES - 1 else i32(0)
+            if own_pair < STAGE:  # this stage's pairs were used a step ago
+                store_pair(cast(advance(memory, i32(reading + own_pair)), taps), pair)
+                at = next_depth(at, g)
+                pair = depth_pair(taps, points, at, g)
+            sums = multiply(sums, (cast(advance(memory, i32(reading + row)), a), advance(memory, i32(reading + across))), 0)
+            writing = reading
+            reading = i32(reading + STAGE) if reading < LAST else i32(0)
+        # Nothing of this is kept in registers meanwhile; `fetch` instead of `load` would be.
+        thread = opaque(i32(cuda.threadIdx.x))
+        split, group, number = own_product(opaque(i32(cuda.blockIdx.z)), g)
+        m0 = opaque(i32(cuda.blockIdx.y * BM))
+        columns = i32(load(phases, i32(number * PHASE + 1)) if gradient else i32(load(phases, i32(number * PHASE)) * g.images))
+        columns = i32(columns - opaque(i32(cuda.blockIdx.x * BN)))
+        places = cast(advance(memory, START_COLUMNS), taps)
         result = advance(y, np.int64(split) * g.part + group * g.y_group)
-        write(sums, (memory, entries, result, row, across, m0, i32(columns - n0), g, slope, ceiling), 0)
+        write(sums, (memory, advance(places, START_PLACES), result, thread, m0, columns, g, slope, ceiling), 0)
 
-    kinds = ("gradient" if gradient else "forward", "depth" if along_depth else "columns", "volume" if volume else "plane")
-    name = ".".join(["im2col", *kinds, "x".join(map(str, tile)), dtype])
-    pointers = (dtype, dtype, "int32", "int32", "int32", dtype, dtype)
-    return Code(name, im2col, pointers, Product, 2, NT, 2 if NT == 256 else 1)
+    name = ".".join(["im2col", "gradient" if gradient else "forward", lanes, "x".join(map(str, tile)), factors])
+    pointers = ("int32" if STEPS > 1 else dtype, dtype, "int32", "int32", "int32", dtype, dtype)
+    blocks = min(REGISTER_BYTES // (SUMS_SHARE * SUMS * ITEM * NT), SHARED_BYTES // shared_bytes(tile, factors))
+    return Code(name, im2col, pointers, Product, 2, NT, blocks)
 
 
-def _entries() -> tuple[Callable, Callable]:
-    """Entries of a point and of a tap, by number; those beyond the last are nowhere inside."""
+# -- entries --------------------------------------------------------------------------------------------------------------
 
-    def point_entry(tables, phase, g, number, end):
+
+def _entries(gradient: bool, steps: int) -> tuple[Callable, Callable, Callable, Callable]:
+    """A state that walks along the depth by `steps`: its first, its next, its pair; and a column's entry of three by number.
+
+    Those beyond the last are nowhere inside.
+    """
+
+    def first_tap(phase, g, own):
+        return (i32(i32(phase[3] + own) * ENTRY),)
+
+    def next_tap(at, g):
+        return (i32(at[0] + steps * ENTRY),)
+
+    def tap_pair(taps, points, at, g):
+        return fetch(taps, at[0]), fetch(taps, i32(at[0] + 1))
+
+    def tap_entry(taps, points, phase, g, number, columns):
+        at = i32(i32(phase[3] + number) * ENTRY)
+        return fetch(taps, at), fetch(taps, i32(at + 1)), fetch(taps, i32(at + 2))
+
+    def first_point(phase, g, own):
+        image = quotient(own, g.points)
+        return i32(own - image * g.points), i32(image * g.x_image)
+
+    def next_point(at, g):
+        point, offset = i32(at[0] + g.step_points), i32(at[1] + g.step_images)
+        further = point >= g.points
+        return i32(point - g.points) if further else point, i32(offset + g.x_image) if further else offset
+
+    def point_pair(taps, points, at, g):
+        own = i32(at[0] * ENTRY)
+        return i32(fetch(points, own) + at[1]), fetch(points, i32(own + 1)) if less_unsigned(at[1], g.x_end) else i32(FAR)
+
+    def point_entry(taps, points, phase, g, number, columns):
         image = quotient(number, phase[0])
-        at = fetch4(tables[0], i32(i32(number - image * phase[0]) * ENTRY) if number < end else i32(0))
-        return i32(at[0] + image * g.x_image), i32(at[1] + image * g.y_image), at[2], at[3] if number < end else i32(FAR)
+        at = i32(i32(phase[2] + number - image * phase[0]) * ENTRY) if number < columns else i32(0)
+        position = fetch(points, i32(at + 1)) if number < columns else i32(FAR)
+        return i32(fetch(points, at) + image * g.x_image), position, i32(fetch(points, i32(at + 2)) + image * g.y_image)
 
-    def tap_entry(tables, phase, g, number, end):
-        return fetch4(tables[1], i32(number * ENTRY))
-
-    return inlined(point_entry), inlined(tap_entry)
-
-
-def _inside(volume: bool) -> Callable:
-    """Whether a point's tap is inside the image."""
-
-    def in_plane(point, tap, g):
-        return less_unsigned(i32(point[2] + tap[2]), g.in_h) and less_unsigned(i32(point[3] + tap[3]), g.in_w)
-
-    def in_volume(point, tap, g):
-        row = i32(point[2] + tap[2])
-        return less_unsigned(row & LOW, g.in_h) and less_unsigned(row >> BITS & LOW, g.in_d) and less_unsigned(point[3] + tap[3], g.in_w)
-
-    return inlined(in_volume if volume else in_plane)
+    chosen = (first_point, next_point, point_pair, tap_entry) if gradient else (first_tap, next_tap, tap_pair, point_entry)
+    first, following, pair, entry = map(inlined, chosen)
+    return first, following, pair, entry
 
 
-def _fragment(groups: int, step: int) -> Callable:
-    """A thread's rows or columns of one step of the depth: groups of four, `step` apart."""
-    if groups == 1:
-        return inlined(lambda pointer, i: load4(pointer, i))
-    rest = _fragment(groups - 1, step)
-    return inlined(lambda pointer, i: concatenate(load4(pointer, i), rest(pointer, i + step)))
+# -- copies of the image --------------------------------------------------------------------------------------------------
+
+
+@inlined
+def is_inside(position, remaining, further, guards):
+    """Whether a point's tap is inside the image; `remaining` is the image's last position less that of one of both."""
+    return (i32(position + further) | i32(remaining - further)) & guards == 0
+
+
+def _copies_along_columns(tile: Tile, line: int, fours: bool) -> tuple[Callable, Callable]:
+    """What a thread knows of its column or its four, and copies of some steps of the depth for it."""
+    BN, BK, NT = tile.columns, tile.depth, tile.threads
+    width = WIDE if fours else 1
+    PER_STEP = BN // width
+    COPIES = BN * BK // (NT * width)
+
+    def begin(x, pairs, thread, g):
+        column, step = i32(thread % PER_STEP * width), i32(thread // PER_STEP * COPIES)
+        position = opaque(load(pairs, i32(column * PAIR + 1)))
+        places = opaque(i32(step * line + column)), opaque(i32(step * PAIR))
+        return opaque(advance(x, load(pairs, i32(column * PAIR)))), position, opaque(i32(g.last - position)), places
+
+    def copy(target, entries, pairs, image, g):
+        source, position, remaining, places = image
+        target, entries = advance(target, places[0]), advance(entries, places[1])
+        for j in range(0, COPIES, 2):
+            a, b, c, d = load4(entries, j * PAIR)
+            copy_async(target, j * line, source, a, width, is_inside(position, remaining, b, g.guards))
+            copy_async(target, (j + 1) * line, source, c, width, is_inside(position, remaining, d, g.guards))
+
+    return inlined(begin), inlined(copy)
+
+
+def _copies_along_depth(tile: Tile, line: int) -> tuple[Callable, Callable]:
+    """The same for a step of the depth, and for some columns."""
+    BN, BK, NT = tile.columns, tile.depth, tile.threads
+    APART = 2 * NT // BK  # columns between a thread's pairs of neighbours
+
+    def begin(x, pairs, thread, g):
+        column, step = i32(thread // BK * 2), i32(thread % BK)
+        return opaque(x), opaque(i32(step * line + column)), opaque(i32(step * PAIR)), opaque(i32(column * PAIR))
+
+    def copy(target, entries, pairs, image, g):
+        x, place, entry, column = image
+        target, pairs = advance(target, place), advance(pairs, column)
+        source, position = opaque(advance(x, load(entries, entry))), opaque(load(entries, i32(entry + 1)))
+        remaining = opaque(i32(g.last - position))
+        for j in range(0, BN, APART):
+            a, b, c, d = load4(pairs, j * PAIR)
+            copy_async(target, j, source, a, 1, is_inside(position, remaining, b, g.guards))
+            copy_async(target, j + 1, source, c, 1, is_inside(position, remaining, d, g.guards))
+
+    return inlined(begin), inlined(copy)

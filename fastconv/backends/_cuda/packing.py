@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from . import SIMULATED, cuda, fetch, i32, load, quotient, shared_memory, store, zero_of
+from . import SIMULATED, cuda, fetch, i32, inlined, load, pack_halves, quotient, round_tf32, shared_memory, store, zero_of
 from .compiling import Code
-from .gemm import ENTRY, PHASE
+from .fragments import ELEMENTS
 from .sums import rectifier
+from .tables import ENTRY, PHASE
 
-__all__ = ["SQUARE", "Packed", "Parts", "Turned", "pack_code", "sum_parts_code", "turn_code"]
+__all__ = ["SQUARE", "Packed", "Parts", "Turned", "pack_code", "packed_word", "sum_parts_code", "turn_code"]
 
 THREADS = 8 if SIMULATED else 256
 
@@ -28,22 +30,38 @@ class Packed(NamedTuple):
 
 
 @functools.cache
-def pack_code(dtype: str) -> Code:
-    """packed[phase, group, tap, row] = w[group, row, tap]; zero for taps and rows beyond the last. A block a tap."""
+def packed_word(factors: str) -> tuple[int, str, Callable]:
+    """(steps of the depth in an element, its dtype, the element out of as many values) of a packed factor."""
+    if factors == "float16":
+        return 2, "int32", inlined(lambda low, high: pack_halves(low, high))
+    return 1, ELEMENTS[factors], inlined((lambda value, _: round_tf32(value)) if factors == "tf32" else lambda value, _: value)
+
+
+@functools.cache
+def pack_code(factors: str) -> Code:
+    """packed[phase, group, tap, row] = w[group, row, tap], rounded; zero for taps and rows beyond the last. A block a step or two."""
+    steps, packed_dtype, word = packed_word(factors)
+
+    @inlined
+    def weight(w, taps, own, tap, group, row, g):
+        entry = (own[1] + tap) * ENTRY
+        inside = tap < own[0] and row < g.rows
+        return fetch(w, fetch(taps, entry + 2) + group * g.w_group + row * g.w_row) if inside else zero_of(w)
 
     def pack(w, taps, phases, packed, g):
-        own = i32(cuda.blockIdx.z * PHASE)
-        group, tap = cuda.blockIdx.y, cuda.blockIdx.x
-        steps = quotient(fetch(phases, own + 5), g.pitch)
-        if tap >= steps:
+        phase = i32(cuda.blockIdx.z * PHASE)
+        group, line = cuda.blockIdx.y, cuda.blockIdx.x
+        lines = quotient(fetch(phases, phase + 5), g.pitch)
+        if line >= lines:
             return
-        inside = tap < fetch(phases, own + 1)
-        source = fetch(taps, (fetch(phases, own + 3) + tap) * ENTRY + 1) + group * g.w_group
-        target = fetch(phases, own + 4) + (group * steps + tap) * g.pitch
+        own = fetch(phases, phase + 1), fetch(phases, phase + 3)
+        target = fetch(phases, phase + 4) + (group * lines + line) * g.pitch
         for row in range(cuda.threadIdx.x, g.pitch, THREADS):
-            store(packed, target + row, fetch(w, source + row * g.w_row) if inside and row < g.rows else zero_of(w))
+            first = weight(w, taps, own, line * steps, group, row, g)
+            store(packed, target + row, word(first, weight(w, taps, own, line * steps + 1, group, row, g) if steps > 1 else first))
 
-    return Code(f"pack.{dtype}", pack, (dtype, "int32", "int32", dtype), Packed, 0, THREADS)
+    dtype = ELEMENTS[factors]
+    return Code(f"pack.{factors}", pack, (dtype, "int32", "int32", packed_dtype), Packed, 0, THREADS)
 
 
 class Turned(NamedTuple):
@@ -69,9 +87,10 @@ TURNING_ROWS = 1 if SIMULATED else 8  # of threads
 
 
 @functools.cache
-def turn_code(dtype: str) -> Code:
-    """packed[group, point, row] = gy[image, group, row, point]; zero beyond the last. A block a square, read along the points."""
+def turn_code(factors: str) -> Code:
+    """packed[group, point, row] = gy[image, group, row, point], rounded; zero beyond the last. A block a square, read along the points."""
     threads = SQUARE * TURNING_ROWS
+    steps, packed_dtype, word = packed_word(factors)
 
     def turn(gy, packed, g):
         memory = shared_memory(gy)
@@ -86,12 +105,14 @@ def turn_code(dtype: str) -> Code:
             value = fetch(gy, at) if point < g.total and row < g.rows else zero_of(gy)
             store(memory, r * (SQUARE + 1) + p, value)
         cuda.syncthreads()
-        for p in range(line, SQUARE, TURNING_ROWS):
+        own = lane * (SQUARE + 1)
+        for p in range(line * steps, SQUARE, TURNING_ROWS * steps):
             if first_point + p < g.steps:
-                at = (group * np.int64(g.steps) + first_point + p) * g.pitch + first_row + lane
-                store(packed, at, load(memory, lane * (SQUARE + 1) + p))
+                at = (group * np.int64(g.steps) + first_point + p) // steps * g.pitch + first_row + lane
+                store(packed, at, word(load(memory, own + p), load(memory, own + p + steps - 1)))
 
-    return Code(f"turn.{dtype}", turn, (dtype, dtype), Turned, 0, threads)
+    dtype = ELEMENTS[factors]
+    return Code(f"turn.{factors}", turn, (dtype, packed_dtype), Turned, 0, threads)
 
 
 class Parts(NamedTuple):

@@ -19,13 +19,14 @@ from numba.cuda.extending import intrinsic, models, register_model
 from .symbols import Symbol, outputs_of
 
 __all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder",
-           "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+           "i32", "inlined", "less_unsigned", "load", "load4", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick",
+           "quotient", "remainder", "round_tf32", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 VOID = ir.VoidType()
 WIDE = 4  # elements of the wide loads and stores
+MOST_ASYNC_BYTES = 16  # of one asynchronous copy
 SHARED_SYMBOL = "fastconv_shared_memory"
 IR_OF = {types.float16: ir.IntType(16), types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
          **{kind: ir.IntType(kind.bitwidth) for kind in (types.int8, types.int16, types.int32, types.int64,
@@ -205,9 +206,12 @@ def copy_async(typing, target, i, source, j, count, inside):
     def emit(context, builder, sig, args):
         to = builder.ptrtoint(builder.gep(args[0], [args[1]]), I32)
         at = builder.ptrtoint(builder.gep(args[2], [args[3]]), I64)
-        read = builder.select(args[5], I32(size), I32(0))
-        cache = "cg" if size == 16 else "ca"
-        _call_assembly(builder, VOID, f"cp.async.{cache}.shared.global [$0], [$1], {size}, $2;", "r,l,r,~{memory}", [to, at, read])
+        part = min(size, MOST_ASYNC_BYTES)
+        read = builder.select(args[5], I32(part), I32(0))
+        cache = "cg" if part == MOST_ASYNC_BYTES else "ca"
+        for start in range(0, size, part):
+            code = f"cp.async.{cache}.shared.global [$0 + {start}], [$1 + {start}], {part}, $2;"
+            _call_assembly(builder, VOID, code, "r,l,r,~{memory}", [to, at, read])
         return context.get_dummy_value()
 
     return types.void(target, i, source, j, count, types.boolean), emit
@@ -274,6 +278,18 @@ def less_unsigned(typing, a, b):
         return builder.icmp_unsigned("<", *(_narrow(builder, value) for value in args))
 
     return types.boolean(a, b), emit
+
+
+@intrinsic
+def opaque(typing, value):
+    """The value, an integer of 32 bits or a pointer, computed here once: the compiler does not see what it is the sum of."""
+    wide = isinstance(value, Pointer)
+
+    def emit(context, builder, sig, args):
+        code = "mov.u64 $0, $1;" if wide else "mov.u32 $0, $1;"
+        return _call_assembly(builder, args[0].type, code, "=l,l" if wide else "=r,r", args)
+
+    return value(value), emit
 
 
 # -- registers ------------------------------------------------------------------------------------------------------------
@@ -355,6 +371,57 @@ def outer_product(typing, tile, a, b):
         return total
 
     return tile(tile, a, b), emit
+
+
+# -- tensor cores ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def round_tf32(typing, value):
+    """The float32 rounded to a tf32, of 10 bits after the point."""
+
+    def emit(context, builder, sig, args):
+        rounded = _call_assembly(builder, I32, "cvt.rna.tf32.f32 $0, $1;", "=r,f", args, effect=False)
+        return builder.bitcast(rounded, ir.FloatType())
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def pack_halves(typing, low, high):
+    """Two float32, rounded to float16, in one integer."""
+
+    def emit(context, builder, sig, args):
+        return _call_assembly(builder, I32, "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", args, effect=False)
+
+    return types.int32(types.float32, types.float32), emit
+
+
+@intrinsic
+def mma(typing, tiles, a, b):
+    """The warp's tiles of 16x8 sums plus products of its fragments: four words of each row of tiles, two of each column.
+
+    Words are tf32, of 8 steps of the depth, or pairs of float16, of 16.
+    """
+    shape = "m16n8k8.row.col.f32.tf32.tf32.f32" if a.dtype == types.float32 else "m16n8k16.row.col.f32.f16.f16.f32"
+    code = f"mma.sync.aligned.{shape} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, {{$10, $11, $12, $13}};"
+    constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+    four = ir.LiteralStructType([ir.FloatType()] * 4)
+
+    def emit(context, builder, sig, args):
+        total, left, right = args
+        rows = [builder.bitcast(builder.extract_value(left, j), I32) for j in range(a.count)]
+        columns = [builder.bitcast(builder.extract_value(right, j), I32) for j in range(b.count)]
+        for at in range(0, tiles.count, 4):
+            i, j = divmod(at // 4, b.count // 2)
+            sums = [builder.extract_value(total, at + k) for k in range(4)]
+            operands = [*rows[4 * i:4 * i + 4], *columns[2 * j:2 * j + 2], *sums]
+            result = _call_assembly(builder, four, code, constraints, operands)  # all lanes together: nowhere else
+            for k in range(4):
+                total = builder.insert_value(total, builder.extract_value(result, k), at + k)
+        return total
+
+    return tiles(tiles, a, b), emit
 
 
 # -- straight-line code ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ and tuples of them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,14 @@ from numba import types
 from . import SIMULATED, cuda
 
 __all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "i32", "inlined",
-           "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store",
-           "store4", "store_part", "traced", "zero_of", "zeros"]
+           "less_unsigned", "load", "load4", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient",
+           "remainder", "round_tf32", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
 
 WIDE = 4
 UNSIGNED = 0xFFFFFFFF
+WARP = 32
+FIRST = threading.Lock()  # the simulator allocates where it finds nothing, and two threads at once find nothing
+MOST_WORDS = 64  # numbers of a lane's fragments
 
 
 class Pointer:
@@ -135,6 +139,10 @@ def less_unsigned(a: int, b: int) -> bool:
     return (int(a) & UNSIGNED) < (int(b) & UNSIGNED)
 
 
+def opaque(value: Any) -> Any:
+    return value
+
+
 # -- registers ------------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +173,54 @@ def pick(values: tuple[Any, ...], i: int) -> Any:
 def outer_product(tile: tuple[Any, ...], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
     columns = len(b)
     return tuple(tile[i * columns + j] + a[i] * b[j] for i in range(len(a)) for j in range(columns))
+
+
+# -- tensor cores ---------------------------------------------------------------------------------------------------------
+
+
+def round_tf32(value: Any) -> Any:
+    bits = np.float32(value).view(np.uint32)
+    return value if not np.isfinite(value) else np.uint32((int(bits) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+
+def pack_halves(low: Any, high: Any) -> Any:
+    return np.array([low, high], np.float16).view(np.int32)[0]
+
+
+def _exchanged(words: np.ndarray) -> tuple[int, np.ndarray]:
+    """The lane, and the words of all lanes of the only warp, (lanes, words)."""
+    with FIRST:
+        buffer = cuda.shared.array((WARP, MOST_WORDS), types.float64)
+    cuda.syncthreads()
+    buffer[cuda.threadIdx.x, :words.size] = words
+    cuda.syncthreads()
+    return int(cuda.threadIdx.x), np.array(buffer[:, :words.size])
+
+
+if SIMULATED:
+    _exchanged = cuda.jit(device=True)(_exchanged)
+
+
+def _unpacked(words: tuple[Any, ...]) -> np.ndarray:
+    """Each word's one or two numbers, (words, numbers)."""
+    values = np.array(words)
+    return values.view(np.float16).reshape(values.size, 2) if values.dtype == np.int32 else values.reshape(-1, 1)
+
+
+def mma(tiles: tuple[Any, ...], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    left, right = _unpacked(a), _unpacked(b)
+    lane, both = _exchanged(np.concatenate([left.ravel(), right.ravel()]).astype(np.float64))
+    # (8 rows or columns, 4 lanes, tiles, their words, numbers); a lane's words follow (half of the depth, half of the rows).
+    left_of = both[:, :left.size].reshape(8, 4, -1, 2, 2, left.shape[1])
+    right_of = both[:, left.size:].reshape(8, 4, -1, 2, right.shape[1])
+    rows = left_of.transpose(2, 4, 0, 3, 1, 5).reshape(len(a) // 4, 16, -1)  # (tiles, rows, depth)
+    columns = right_of.transpose(2, 0, 3, 1, 4).reshape(len(b) // 2, 8, -1)
+    row, column = divmod(lane, 4)
+    results = []
+    for at, total in enumerate(tiles):
+        i, j = divmod(at // 4, len(columns))
+        results.append(np.float32(total + rows[i, row + at % 4 // 2 * 8] @ columns[j, 2 * column + at % 2]))
+    return tuple(results)
 
 
 def traced(formula: Callable[..., list[Any]]) -> Callable[..., tuple[Any, ...]]:
