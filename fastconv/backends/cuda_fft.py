@@ -217,8 +217,8 @@ class Chunk(NamedTuple):
     image: Launch | None  # x to spectra
     gradient: Launch | None  # gy to spectra
     multiply: Launch | None
-    tables: tuple[Any, Any] | None  # of the terms and columns of these products
     join: Launch
+    tables: tuple[Any, Any] | None  # of the sums' terms and columns
 
 
 class Fft:
@@ -259,12 +259,12 @@ class Fft:
             joined = weight_join(p, tiling, images, first, self.splits, number * self.splits)
         else:
             joined = image_join(p, tiling, images, first)
-        if self.form.source != READY:
-            return Chunk(image, gradient, None, None, self._join(joined))
-        if images not in self.tables:
+        if images not in self.tables and self.form.source != FUSED:
             self.tables[images] = resident(term_table(joined)), resident(column_table(joined))
-        multiply, joined = self._multiply(joined)
-        return Chunk(image, gradient, multiply, self.tables[images], self._join(joined))
+        multiply = None
+        if self.form.source == READY:
+            multiply, joined = self._multiply(joined)
+        return Chunk(image, gradient, multiply, self._join(joined), self.tables.get(images))
 
     def _transform(self, cut: Cut, channels: int, *, spread: bool = False) -> Launch:
         p, n = self.problem, self.form.n
@@ -309,9 +309,10 @@ class Fft:
                     chunk.image(stream, first, image)
                 if chunk.gradient is not None:
                     chunk.gradient(stream, second, gradient)
-                if chunk.multiply is not None and chunk.tables is not None:
-                    chunk.multiply(stream, factor, image, *map(address_of, chunk.tables), products)
-                chunk.join(stream, products if chunk.multiply else image, factor, bias, first, second, target)
+                terms, columns = map(address_of, chunk.tables) if chunk.tables else (out, out)
+                if chunk.multiply is not None:
+                    chunk.multiply(stream, factor, image, terms, columns, products)
+                chunk.join(stream, products if chunk.multiply else image, factor, terms, bias, first, second, target)
             if self.add is not None:
                 self.add(stream, parts, bias, out)
 

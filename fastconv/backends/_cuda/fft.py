@@ -12,6 +12,7 @@ All passes are one form, `Joined`: forward and grad_input sum over channels and 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,13 +44,15 @@ from . import (
     zeros,
 )
 from .compiling import Code
-from .fourier import LANES, conjugate_product, conjugate_sum, group_elements, halves_of, tile_transforms, waiting
+from .fourier import LANES, conjugate_product, conjugate_sum, group_elements, part_of, tile_transforms, waiting
 from .sums import rectifier
 
 __all__ = ["FUSED", "READY", "SUMMED", "VECTOR", "WHOLE", "Cut", "Joined", "groups_of", "join_code", "shared_bytes", "transform_code"]
 
 VECTOR = 8  # frequencies that lie together: a sector of the memory holds one of their parts
 ITEM = 2 * VECTOR  # elements of an item in a block of frequencies
+BLOCKS_OF = {8: 6, 16: 4, 32: 3, 64: 4}  # of a multiprocessor, by the points of a tile: what the registers are given up for
+CHUNK = 4  # frequencies of a thread whose products are summed at a time
 WHOLE = 2**30  # tiles: no tile is taken whole
 # Where the products of spectra come from
 FUSED, SUMMED, READY = "fused", "summed", "ready"
@@ -219,13 +222,33 @@ def _spread_column(n):
     return inlined(column_of)
 
 
+def _spectrum_to_memory(n: int, first: int = 0) -> Callable:
+    """Write a thread's frequencies from `first` on, few at a time: both parts of one share an address, which is not kept for long."""
+    real, imaginary = part_of(first, CHUNK), part_of(n + first, CHUNK)
+
+    def write_chunk(target, step, values):
+        store_each(target, first * step, step, real(values))
+        store_each(target, first * step + VECTOR, step, imaginary(values))
+
+    write_chunk = inlined(write_chunk)
+    if first + CHUNK == n:
+        return write_chunk
+    rest = _spectrum_to_memory(n, first + CHUNK)
+
+    def write_all(target, step, values):
+        write_chunk(target, step, values)
+        rest(target, step, values)
+
+    return inlined(write_all)
+
+
 @functools.cache
 def transform_code(n: int, dtype: str, spread: bool) -> Code:
     """Spectra of pairs of tiles, of one channel of one group a block; `spread` weights have gaps between their taps."""
     column_of = (_spread_column if spread else _plain_column)(n)
     to_spectrum, _ = tile_transforms(n)
-    real, imaginary = halves_of(n)
-    GROUPS, ELEMENTS = groups_of(n), group_elements(n)
+    write = _spectrum_to_memory(n)
+    GROUPS, ELEMENTS, STEP = groups_of(n), group_elements(n), ITEM * n // VECTOR
 
     @inlined
     def half(source, memory, g, image, i, j, lane):
@@ -242,15 +265,31 @@ def transform_code(n: int, dtype: str, spread: bool) -> Code:
         plane = advance(source, g.start + np.int64(block) * g.group + np.int64(channel) * g.channel)
         first = half(plane, memory, g, image, i, j, lane)
         values = concatenate(first, half(plane, memory, g, i32(image + g.partner_n), i32(i + g.partner_h), j, lane))
+        item = block * g.item_group + channel * g.item_channel + image * g.item_n + i * g.item_h + j * g.item_w
+        target = advance(spectra, (np.int64(lane // VECTOR) * g.items + item) * ITEM + lane % VECTOR)
         values = to_spectrum(values, memory, lane)
         if image < g.images:
-            item = block * g.item_group + channel * g.item_channel + image * g.item_n + i * g.item_h + j * g.item_w
-            target = advance(spectra, np.int64(lane // VECTOR * g.items + item) * ITEM + lane % VECTOR)
-            store_each(target, 0, g.items * (ITEM * n // VECTOR), real(values))
-            store_each(target, VECTOR, g.items * (ITEM * n // VECTOR), imaginary(values))
+            write(target, i32(g.items * STEP), values)
 
     name = f"fft_transform.{'spread.' if spread else ''}{n}.{dtype}"
-    return Code(name, transform, (dtype, dtype), Cut, 0, threads_of(n))
+    return Code(name, transform, (dtype, dtype), Cut, 0, threads_of(n), BLOCKS_OF[n])
+
+
+def _sum_from_memory(n: int, first: int = 0) -> Callable:
+    """total + z conj(w) of n frequencies, from `first` on; few are loaded at a time, so that the registers do."""
+    add = conjugate_sum(n, first, CHUNK)
+
+    def add_chunk(total, z, z_step, w, w_step):
+        at_z, at_w = first * z_step, first * w_step
+        own_z = concatenate(fetch_each(z, at_z, z_step, CHUNK), fetch_each(z, at_z + VECTOR, z_step, CHUNK))
+        own_w = concatenate(fetch_each(w, at_w, w_step, CHUNK), fetch_each(w, at_w + VECTOR, w_step, CHUNK))
+        return add(total, own_z, own_w)
+
+    add_chunk = inlined(add_chunk)
+    if first + CHUNK == n:
+        return add_chunk
+    rest = _sum_from_memory(n, first + CHUNK)
+    return inlined(lambda total, z, z_step, w, w_step: rest(add_chunk(total, z, z_step, w, w_step), z, z_step, w, w_step))
 
 
 @functools.cache
@@ -262,12 +301,12 @@ def join_code(n: int, dtype: str, source: str, spread: bool) -> Code:
     """
     to_spectrum, from_spectrum = tile_transforms(n)
     wait = waiting(n)
-    real, imaginary = halves_of(n)
+    real, imaginary = part_of(0, n), part_of(n, n)
     finish = rectifier(dtype)
-    multiply, multiply_add = conjugate_product(n), conjugate_sum(n)
+    multiply, multiply_add = conjugate_product(n), _sum_from_memory(n)
     add_bias = traced(lambda values, bias: [value * (1 / n**2) + bias[0] for value in values])  # the inverse transform's factor, too
     difference = traced(lambda values: [sum(value - value for value in values)])  # zero, if all of them are finite
-    GROUPS, ELEMENTS, BLOCKS, PARTS = groups_of(n), group_elements(n), n // VECTOR, 2 * n
+    GROUPS, ELEMENTS, STEP, PARTS = groups_of(n), group_elements(n), ITEM * n // VECTOR, 2 * n
 
     @inlined
     def at_item(spectra, items, lane, item):
@@ -275,24 +314,23 @@ def join_code(n: int, dtype: str, source: str, spread: bool) -> Code:
 
     @inlined
     def spectrum(spectra, items):
-        step = i32(items * (ITEM * BLOCKS))
+        step = i32(items * STEP)
         return concatenate(fetch_each(spectra, 0, step, n), fetch_each(spectra, VECTOR, step, n))
 
     @inlined
-    def summed(z, w, a, memory, g, block, channel, image, i, j, lane, first, end):
+    def summed(z, w, terms, a, memory, g, block, channel, image, i, j, lane, first, end):
         z = at_item(z, g.z_items, lane, block * g.z_group + image * g.z_n + i * g.z_h + j * g.z_w)
         w = at_item(w, g.w_items, lane, block * g.w_group + channel * g.w_channel)
         total = zeros(z, PARTS)
-        for d in range(first, end):
-            for h in range(g.terms_h):
-                for v in range(g.terms_w):
-                    own_z = advance(z, np.int64(d * g.z_d + h * g.z_h + v * g.z_w) * ITEM)
-                    own_w = advance(w, np.int64(d * g.w_d + h * g.w_h + v * g.w_w) * ITEM)
-                    total = multiply_add(total, spectrum(own_z, g.z_items), spectrum(own_w, g.w_items))
+        each = i32(g.terms_h * g.terms_w)
+        for term in range(i32(first * each), i32(end * each)):
+            own_z = advance(z, fetch(terms, 2 * term) * ITEM)
+            own_w = advance(w, fetch(terms, 2 * term + 1) * ITEM)
+            total = multiply_add(total, own_z, i32(g.z_items * STEP), own_w, i32(g.w_items * STEP))
         return total
 
     @inlined
-    def ready(z, w, a, memory, g, block, channel, image, i, j, lane, first, end):
+    def ready(z, w, terms, a, memory, g, block, channel, image, i, j, lane, first, end):
         item = block * g.z_group + channel * g.z_channel + image * g.z_n + i * g.z_h + j * g.z_w
         return spectrum(at_item(z, g.z_items, lane, item), g.z_items)
 
@@ -304,7 +342,7 @@ def join_code(n: int, dtype: str, source: str, spread: bool) -> Code:
         return fetch_between(plane, i32((g.a_first_h + i * g.step_h) * g.a_row + column * g.a_column), g.a_row, n, low, inside)
 
     @inlined
-    def fused(z, w, a, memory, g, block, channel, image, i, j, lane, first, end):
+    def fused(z, w, terms, a, memory, g, block, channel, image, i, j, lane, first, end):
         column = i32(g.a_first_w + j * g.step_w + lane)
         a = advance(a, g.a_start + np.int64(block) * g.a_group)
         values = source_column(a, g, image, i, column)
@@ -362,7 +400,7 @@ def join_code(n: int, dtype: str, source: str, spread: bool) -> Code:
     values_of = {FUSED: fused, SUMMED: summed, READY: ready}[source]
     write = write_spread if spread else write_plain
 
-    def join(z, w, bias, a, b, y, g, slope, ceiling):
+    def join(z, w, terms, bias, a, b, y, g, slope, ceiling):
         lane, group = i32(cuda.threadIdx.x % n), i32(cuda.threadIdx.x // n)
         channel, block = i32(cuda.blockIdx.y), quotient(cuda.blockIdx.z, g.splits)
         split = remainder(cuda.blockIdx.z, g.splits)
@@ -371,7 +409,7 @@ def join_code(n: int, dtype: str, source: str, spread: bool) -> Code:
         memory = advance(shared_memory(a), group * ELEMENTS)
         image, i, j = pair(i32(cuda.blockIdx.x * GROUPS + group), g)
         known = image if image < g.images else i32(0)
-        values = values_of(z, w, a, memory, g, block, channel, known, i, j, lane, first, end)
+        values = values_of(z, w, terms, a, memory, g, block, channel, known, i, j, lane, first, end)
         values = from_spectrum(values, memory, lane)
         start = np.int64(split) * g.part + g.start + np.int64(block) * g.group + np.int64(channel) * g.channel
         y = advance(y, start)
@@ -390,4 +428,4 @@ def join_code(n: int, dtype: str, source: str, spread: bool) -> Code:
                     write_one(plane, g, h, v, finish(total, slope, ceiling))
 
     name = f"fft_join.{source}.{'spread.' if spread else ''}{n}.{dtype}"
-    return Code(name, join, (dtype,) * 6, Joined, 2, threads_of(n))
+    return Code(name, join, (dtype, dtype, "int32", *(dtype,) * 4), Joined, 2, threads_of(n), BLOCKS_OF[n])

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import advance, concatenate, cuda, inlined, load_each, store_each, sync_warp, traced
 
-__all__ = ["LANES", "conjugate_product", "conjugate_sum", "group_elements", "halves_of", "inverse", "tile_transforms", "transform",
+__all__ = ["LANES", "conjugate_product", "conjugate_sum", "group_elements", "inverse", "part_of", "tile_transforms", "transform",
            "waiting"]
 
 LANES = 32  # of a warp
@@ -64,9 +64,9 @@ def _on_registers(formula: Callable[[Points], Points], n: int) -> Any:
 
 
 @functools.cache
-def halves_of(n: int) -> tuple[Any, Any]:
-    """The real parts of n complex numbers, and the imaginary ones."""
-    return traced(lambda values: list(values[:n])), traced(lambda values: list(values[n:]))
+def part_of(first: int, count: int) -> Any:
+    """Some of the values: the first half of a column's are the real parts."""
+    return traced(lambda values: list(values[first:first + count]))
 
 
 @functools.cache
@@ -77,10 +77,17 @@ def conjugate_product(n: int) -> Any:
 
 
 @functools.cache
-def conjugate_sum(n: int) -> Any:
-    """total + a * conj(b)."""
-    return traced(lambda total, a, b: [total[k] + a[k] * b[k] + a[n + k] * b[n + k] for k in range(n)] +
-                                      [total[n + k] + a[n + k] * b[k] - a[k] * b[n + k] for k in range(n)])
+def conjugate_sum(n: int, first: int, count: int) -> Any:
+    """total + a * conj(b) for `count` of n complex numbers, from `first` on."""
+
+    def add(total, a, b):
+        result = list(total)
+        for k in range(count):
+            result[first + k] += a[k] * b[k] + a[count + k] * b[count + k]
+            result[n + first + k] += a[count + k] * b[k] - a[k] * b[count + k]
+        return result
+
+    return traced(add)
 
 
 def group_elements(n: int) -> int:
@@ -97,7 +104,7 @@ def waiting(n: int) -> Callable:
 def tile_transforms(n: int) -> tuple[Callable, Callable]:
     """Functions (values, memory, lane) for tiles of n x n: lane = column, register = row, and lane = row, register = column after."""
     wait = waiting(n)
-    real, imaginary = halves_of(n)
+    real, imaginary = part_of(0, n), part_of(n, n)
     forth, back = _on_registers(transform, n), _on_registers(inverse, n)
 
     def transpose(values, memory, lane):

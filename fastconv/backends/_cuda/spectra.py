@@ -41,6 +41,7 @@ from . import (
 )
 from .compiling import Code, repeated
 from .fft import ITEM, VECTOR
+from .fourier import part_of
 
 __all__ = ["COLUMNS", "ROWS", "STAGE_TERMS", "Products", "multiply_code", "shared_bytes"]
 
@@ -55,6 +56,7 @@ STAGE_A, STAGE_B = STAGE_TERMS * ITEM * LDA, STAGE_TERMS * ITEM * LDB
 PITCH = ITEM + 1  # between items of the result on their way out
 THREADS = VECTOR * DOWN * ACROSS
 SLOTS = THREADS // ITEM  # items that are copied at a time
+ROW_COPIES, COLUMN_COPIES = ROWS // SLOTS, COLUMNS // SLOTS  # of a thread, for each term
 SUMS = GROUPS * WIDE * WIDE  # of a thread
 
 
@@ -103,7 +105,7 @@ def multiply_code(dtype: str) -> Code:
         copy_async(target, part * LDB + column, z, i32((pick(items, r) + offset) * ITEM + part) if inside else i32(0), 1, inside)
         return state
 
-    copy_columns = repeated(copy_column, COLUMNS // SLOTS)
+    copy_columns = repeated(copy_column, COLUMN_COPIES)
 
     @inlined
     def copy_stage(memory, stage, w, z, terms, items, g, slot, part, m0, n0, first):
@@ -113,7 +115,7 @@ def multiply_code(dtype: str) -> Code:
             own = i32(2 * term) if known else i32(0)
             z_offset, w_offset = fetch(terms, own), fetch(terms, own + 1)
             target = advance(memory, i32(stage * STAGE_A + k * (ITEM * LDA)))
-            for r in range(ROWS // SLOTS):
+            for r in range(ROW_COPIES):
                 row = i32(slot + r * SLOTS)
                 inside = known and m0 + row < g.rows
                 item = i32((m0 + row) * g.w_row + w_offset) if inside else i32(0)
@@ -148,7 +150,7 @@ def multiply_code(dtype: str) -> Code:
         y = advance(y, (np.int64(block) * g.y_items + np.int64(group) * g.rows * g.columns) * ITEM)
         memory = shared_memory(w)
         slot, part = i32(thread // ITEM), i32(thread % ITEM)
-        items = fetch_each(columns, n0 + slot, SLOTS, COLUMNS // SLOTS)
+        items = fetch_each(columns, n0 + slot, SLOTS, COLUMN_COPIES)
         count = quotient(g.terms + STAGE_TERMS - 1, STAGE_TERMS)
         for stage in range(STAGES - 1):
             if stage < count:
@@ -184,7 +186,7 @@ def _fragment() -> Callable:
 
 def _for_each_row(write: Callable, row: int = 0) -> Callable:
     """`write(real parts, operands, imaginary parts, row)` for each of a thread's rows, from `row` on."""
-    own = traced(lambda sums: list(sums[row * WIDE:(row + 1) * WIDE]))
+    own = part_of(row * WIDE, WIDE)
     if row == GROUPS * WIDE - 1:
         return inlined(lambda sums, operands: write(own(sums[0]), operands, own(sums[1]), row))
     rest = _for_each_row(write, row + 1)
