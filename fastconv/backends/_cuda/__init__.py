@@ -53,22 +53,29 @@ copy_commit = _language.copy_commit
 copy_wait = _language.copy_wait
 fetch = _language.fetch
 fetch4 = _language.fetch4
+fetch_between = _language.fetch_between
+fetch_each = _language.fetch_each
 i32 = _language.i32
 inlined = _language.inlined
 less_unsigned = _language.less_unsigned
 load = _language.load
 load4 = _language.load4
+load_each = _language.load_each
 one = _language.one
 ones_of = _language.ones_of
 opaque = _language.opaque
 outer_product = _language.outer_product
 pick = _language.pick
 quotient = _language.quotient
+rectify_each = _language.rectify_each
 remainder = _language.remainder
 shared_memory = _language.shared_memory
 store = _language.store
 store4 = _language.store4
+store_between = _language.store_between
+store_each = _language.store_each
 store_part = _language.store_part
+sync_warp = _language.sync_warp
 traced = _language.traced
 zero_of = _language.zero_of
 zeros = _language.zeros
@@ -77,6 +84,6 @@ pack_halves = _language.pack_halves
 round_tf32 = _language.round_tf32
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "mma", "one", "ones_of", "opaque", "outer_product",
-           "pack_halves", "pick", "quotient", "remainder", "round_tf32", "shared_memory", "store", "store4", "store_part", "traced",
-           "zero_of", "zeros"]
+           "fetch_between", "fetch_each", "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one",
+           "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32",
+           "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]

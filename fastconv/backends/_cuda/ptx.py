@@ -19,8 +19,9 @@ from numba.cuda.extending import intrinsic, models, register_model
 from .symbols import Symbol, outputs_of
 
 __all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "i32", "inlined", "less_unsigned", "load", "load4", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick",
-           "quotient", "remainder", "round_tf32", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+           "fetch_between", "fetch_each", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one", "ones_of",
+           "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32", "shared_memory",
+           "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
@@ -196,6 +197,92 @@ def store_part(typing, pointer, tile, part, rows, groups, step, pitch):
     return types.void(pointer, tile, part, rows, groups, step, pitch), emit
 
 
+def _places(builder: Any, first: Any, step: Any, count: int) -> list[Any]:
+    """first + k * step, of 32 bits."""
+    first, step = _narrow(builder, first), _narrow(builder, step)
+    return [builder.add(first, builder.mul(step, I32(k))) for k in range(count)]
+
+
+def _emit_column(count: int, constant: bool) -> Callable[..., Any]:
+    def emit(context, builder, sig, args):
+        pointer = sig.args[0]
+        values = []
+        for place in _places(builder, args[1], args[2], count):
+            value = builder.load(builder.gep(args[0], [place]), align=BYTES_OF[pointer.element])
+            if constant:
+                value.set_metadata("invariant.load", builder.module.add_metadata([]))
+            values.append(value)
+        return context.make_tuple(builder, sig.return_type, values)
+
+    return emit
+
+
+@intrinsic
+def load_each(typing, pointer, first, step, count):
+    """`count` elements (a literal) from `first` on, `step` apart."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(pointer.element, count.literal_value)
+    return result(pointer, first, step, count), _emit_column(result.count, constant=False)
+
+
+@intrinsic
+def fetch_each(typing, pointer, first, step, count):
+    """The same from global memory that no thread writes meanwhile."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(pointer.element, count.literal_value)
+    return result(pointer, first, step, count), _emit_column(result.count, constant=True)
+
+
+@intrinsic
+def store_each(typing, pointer, first, step, values):
+    """Write the elements of a tuple from `first` on, `step` apart."""
+
+    def emit(context, builder, sig, args):
+        for k, place in enumerate(_places(builder, args[1], args[2], values.count)):
+            builder.store(builder.extract_value(args[3], k), builder.gep(args[0], [place]), align=BYTES_OF[pointer.element])
+        return context.get_dummy_value()
+
+    return types.void(pointer, first, step, values), emit
+
+
+def _is_between(builder: Any, k: int, low: Any, inside: Any) -> Any:
+    return builder.icmp_unsigned("<", builder.sub(I32(k), _narrow(builder, low)), _narrow(builder, inside))
+
+
+@intrinsic
+def fetch_between(typing, pointer, first, step, count, low, inside):
+    """`fetch_each` of the elements k for which 0 <= k - low < inside, zeros for the others; the pointer's own element is there."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(pointer.element, count.literal_value)
+
+    def emit(context, builder, sig, args):
+        values = []
+        for k, place in enumerate(_places(builder, args[1], args[2], result.count)):
+            is_inside = _is_between(builder, k, args[4], args[5])
+            value = builder.load(builder.gep(args[0], [builder.select(is_inside, place, I32(0))]), align=BYTES_OF[pointer.element])
+            value.set_metadata("invariant.load", builder.module.add_metadata([]))
+            values.append(builder.select(is_inside, value, ir.Constant(IR_OF[pointer.element], 0)))
+        return context.make_tuple(builder, result, values)
+
+    return result(pointer, first, step, count, low, inside), emit
+
+
+@intrinsic
+def store_between(typing, pointer, first, step, values, low, inside):
+    """`store_each` of the elements k for which 0 <= k - low < inside."""
+
+    def emit(context, builder, sig, args):
+        for k, place in enumerate(_places(builder, args[1], args[2], values.count)):
+            with builder.if_then(_is_between(builder, k, args[4], args[5])):
+                builder.store(builder.extract_value(args[3], k), builder.gep(args[0], [place]), align=BYTES_OF[pointer.element])
+        return context.get_dummy_value()
+
+    return types.void(pointer, first, step, values, low, inside), emit
+
+
 @intrinsic
 def copy_async(typing, target, i, source, j, count, inside):
     """Begin to copy `count` elements (a literal) of global memory to shared memory; zeros where not `inside`."""
@@ -239,6 +326,17 @@ def copy_wait(typing, groups):
         return context.get_dummy_value()
 
     return types.void(groups), emit
+
+
+@intrinsic
+def sync_warp(typing):
+    """Wait for the threads of the warp, and see what they wrote."""
+
+    def emit(context, builder, sig, args):
+        _call_assembly(builder, VOID, "bar.warp.sync 0xffffffff;", "~{memory}", [])
+        return context.get_dummy_value()
+
+    return types.void(), emit
 
 
 # -- integers -------------------------------------------------------------------------------------------------------------
@@ -422,6 +520,24 @@ def mma(typing, tiles, a, b):
         return total
 
     return tiles(tiles, a, b), emit
+
+
+@intrinsic
+def rectify_each(typing, values, slope, ceiling):
+    """Each value, times the slope where it is negative, cut at the ceiling."""
+
+    def emit(context, builder, sig, args):
+        element = values.dtype
+        factor, most = (context.cast(builder, value, kind, element) for value, kind in zip(args[1:], sig.args[1:], strict=True))
+        results = []
+        for k in range(values.count):
+            value = builder.extract_value(args[0], k)
+            is_negative = builder.fcmp_ordered("<", value, ir.Constant(IR_OF[element], 0))
+            value = builder.select(is_negative, builder.fmul(value, factor), value)
+            results.append(builder.select(builder.fcmp_ordered(">", value, most), most, value))
+        return context.make_tuple(builder, sig.return_type, results)
+
+    return values(values, slope, ceiling), emit
 
 
 # -- straight-line code ---------------------------------------------------------------------------------------------------

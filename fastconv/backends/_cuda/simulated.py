@@ -15,9 +15,10 @@ from numba import types
 
 from . import SIMULATED, cuda
 
-__all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "i32", "inlined",
-           "less_unsigned", "load", "load4", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient",
-           "remainder", "round_tf32", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+__all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "fetch_between",
+           "fetch_each", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one", "ones_of", "opaque",
+           "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32", "shared_memory", "store",
+           "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
 
 WIDE = 4
 UNSIGNED = 0xFFFFFFFF
@@ -107,6 +108,29 @@ def store_part(pointer: Pointer, tile: tuple[Any, ...], part: int, rows: int, gr
             store4(pointer, i * pitch + b * step, tile[first:first + WIDE])
 
 
+def load_each(pointer: Pointer, first: int, step: int, count: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, first + k * step) for k in range(count))
+
+
+fetch_each = load_each
+
+
+def store_each(pointer: Pointer, first: int, step: int, values: tuple[Any, ...]) -> None:
+    for k, value in enumerate(values):
+        store(pointer, first + k * step, value)
+
+
+def fetch_between(pointer: Pointer, first: int, step: int, count: int, low: int, inside: int) -> tuple[Any, ...]:
+    load(pointer, 0)
+    return tuple(load(pointer, first + k * step) if 0 <= k - low < inside else zero_of(pointer) for k in range(count))
+
+
+def store_between(pointer: Pointer, first: int, step: int, values: tuple[Any, ...], low: int, inside: int) -> None:
+    for k, value in enumerate(values):
+        if 0 <= k - low < inside:
+            store(pointer, first + k * step, value)
+
+
 def copy_async(target: Pointer, i: int, source: Pointer, j: int, count: int, inside: bool) -> None:
     for k in range(count):
         store(target, i + k, load(source, j + k) if inside else 0)
@@ -118,6 +142,19 @@ def copy_commit() -> None:
 
 def copy_wait(groups: int) -> None:
     """The same."""
+
+
+def _wait_for_block() -> None:
+    cuda.syncthreads()
+
+
+if SIMULATED:
+    _wait_for_block = cuda.jit(device=True)(_wait_for_block)
+
+
+def sync_warp() -> None:
+    """The whole block, as the simulator knows no warps: every thread of a block must come here equally often."""
+    _wait_for_block()
 
 
 # -- integers -------------------------------------------------------------------------------------------------------------
@@ -221,6 +258,12 @@ def mma(tiles: tuple[Any, ...], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple
         i, j = divmod(at // 4, len(columns))
         results.append(np.float32(total + rows[i, row + at % 4 // 2 * 8] @ columns[j, 2 * column + at % 2]))
     return tuple(results)
+
+
+def rectify_each(values: tuple[Any, ...], slope: float, ceiling: float) -> tuple[Any, ...]:
+    element = type(values[0])
+    sloped = (value * element(slope) if value < 0 else value for value in values)
+    return tuple(element(ceiling) if value > element(ceiling) else value for value in sloped)
 
 
 def traced(formula: Callable[..., list[Any]]) -> Callable[..., tuple[Any, ...]]:
