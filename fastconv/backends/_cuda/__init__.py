@@ -53,6 +53,8 @@ copy_commit = _language.copy_commit
 copy_wait = _language.copy_wait
 fetch = _language.fetch
 fetch4 = _language.fetch4
+fetch_grid = _language.fetch_grid
+fetch_window = _language.fetch_window
 i32 = _language.i32
 inlined = _language.inlined
 less_unsigned = _language.less_unsigned
@@ -73,5 +75,5 @@ zero_of = _language.zero_of
 zeros = _language.zeros
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient",
+           "fetch_grid", "fetch_window", "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient",
            "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]

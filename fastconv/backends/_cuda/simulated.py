@@ -14,8 +14,8 @@ from numba import types
 
 from . import SIMULATED, cuda
 
-__all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "i32", "inlined",
-           "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store",
+__all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "fetch_grid",
+           "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store",
            "store4", "store_part", "traced", "zero_of", "zeros"]
 
 WIDE = 4
@@ -83,6 +83,16 @@ def load4(pointer: Pointer, i: int) -> tuple[Any, ...]:
 
 
 fetch, fetch4 = load, load4
+
+
+def fetch_grid(pointer: Pointer, at: int, pitch: int, step: int, rows: int, columns: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, at + i * pitch + j * step) for i in range(rows) for j in range(columns))
+
+
+def fetch_window(pointer: Pointer, at: int, pitch: int, step: int, row: int, column: int, height: int, width: int, rows: int,
+                 columns: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, at + i * pitch + j * step) if 0 <= row + i < height and 0 <= column + j < width else zero_of(pointer)
+                 for i in range(rows) for j in range(columns))
 
 
 def store(pointer: Pointer, i: int, value: Any) -> None:
