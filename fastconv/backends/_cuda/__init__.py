@@ -75,5 +75,6 @@ zero_of = _language.zero_of
 zeros = _language.zeros
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "fetch_grid", "fetch_window", "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient",
-           "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+           "fetch_grid", "fetch_window", "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of",
+           "outer_product", "pick", "quotient", "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of",
+           "zeros"]

@@ -134,12 +134,15 @@ def grouped_code(outputs: int, dtype: str) -> Code:
     finish, sums_count = rectifier(dtype), POINTS * outputs
     point, copy = point_of, copying
 
+    def gathered_one(k):
+        return inlined(lambda memory, offsets, at: one(load(memory, i32(pick(offsets, k) + at))))
+
     def gathered(k):
         """The values of k points at a tap, as a tuple."""
         if k == 1:
-            return inlined(lambda memory, offsets, at: one(load(memory, i32(pick(offsets, 0) + at))))
-        before, last = gathered(k - 1), k - 1
-        return inlined(lambda memory, offsets, at: concatenate(before(memory, offsets, at), one(load(memory, i32(pick(offsets, last) + at)))))
+            return gathered_one(0)
+        before, own = gathered(k - 1), gathered_one(k - 1)
+        return inlined(lambda memory, offsets, at: concatenate(before(memory, offsets, at), own(memory, offsets, at)))
 
     def begins(k):
         if k == 1:
@@ -304,7 +307,8 @@ def _shared_out(problem: Problem, images: int, rows: int, columns: int) -> Shari
     p = problem
     group_from, group_to, _, (to_h, to_w) = roles_of(p)
     outputs = outputs_of(p)
-    seen = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip((rows, columns), p.stride[1:], p.dilation[1:], p.kernel_size[1:], strict=True)]
+    axes = zip((rows, columns), p.stride[1:], p.dilation[1:], p.kernel_size[1:], strict=True)
+    seen = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in axes]
     blocks = -(-p.batch // images) * -(-to_h // rows) * -(-to_w // columns) * p.groups * -(-group_to // outputs)
     taps = group_from * math.prod(p.kernel_size)
     copied = images * group_from * seen[0] * seen[1] / THREADS

@@ -234,7 +234,7 @@ def seconds(problem: Problem, machine: Gpu) -> float:
     if shape is None:
         return math.inf
     points = math.prod(p.output_shape)
-    height, strips, shares = _sharing(p, machine)
+    height, _, shares = _sharing(p, machine)
     instructions = points * (shape.rows * shape.columns + 2.5 * shape.columns * shape.row_stride * (1 + shape.carried / height) + 8)
     threads = shares * THREADS * -(-p.out_channels // lanes_of(p.channels_last)[0])
     return (shares > 1) * LAUNCH_SECONDS + work_seconds(instructions, threads, p.bytes, p.dtype, machine)

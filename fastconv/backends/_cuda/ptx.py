@@ -18,9 +18,10 @@ from numba.cuda.extending import intrinsic, models, register_model
 
 from .symbols import Symbol, outputs_of
 
-__all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "fetch_grid", "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder",
-           "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+__all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch",
+           "fetch4", "fetch_grid", "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of",
+           "outer_product", "pick", "quotient", "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of",
+           "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))

@@ -15,8 +15,8 @@ from numba import types
 from . import SIMULATED, cuda
 
 __all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "fetch_grid",
-           "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient", "remainder", "shared_memory", "store",
-           "store4", "store_part", "traced", "zero_of", "zeros"]
+           "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick",
+           "quotient", "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
 
 WIDE = 4
 UNSIGNED = 0xFFFFFFFF
