@@ -6,6 +6,7 @@ It refuses nothing. Its engines, the quickest of which is taken:
                     output element, a block a weight's gradient
     planes          single planes (depthwise layers, filters) with small kernels: rows are carried on in registers
     plane_gradients their weight gradients
+    filters         single planes with kernels of any size: a tile in shared memory, a square of points a thread
     grouped         few channels a group (first layers, dilated and grouped ones): several channels of several points a thread
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..problem import Problem
 from . import Backend
-from ._cuda import SIMULATED, grouped, plane_gradients, planes
+from ._cuda import SIMULATED, filters, grouped, plane_gradients, planes
 from ._cuda.compiling import Code
 from ._cuda.driver import Gpu, Launch, Stream, address_of, gpu, resident
 from ._cuda.geometry import source_table, target_lists
@@ -62,7 +63,7 @@ class Direct:
 def codes(dtype: str) -> list[Code]:
     """Every kernel that a problem may need."""
     return [*(make(dtype, THREADS) for make in (forward_code, grad_input_code, grad_weight_code)), *planes.codes(dtype),
-            *plane_gradients.codes(dtype), *grouped.codes(dtype)]
+            *plane_gradients.codes(dtype), *grouped.codes(dtype), *filters.codes(dtype)]
 
 
 def refuses(problem: Problem) -> str | None:
@@ -76,8 +77,10 @@ def direct_seconds(problem: Problem, machine: Gpu) -> float:
 
 # pass -> (predicted time, kernel) of each engine
 ENGINES: dict[str, list[tuple[Callable[[Problem, Gpu], float], Callable[[Problem], Any]]]] = {
-    "forward": [(direct_seconds, Direct), (planes.seconds, planes.Planes), (grouped.seconds, grouped.Grouped)],
-    "grad_input": [(direct_seconds, Direct), (planes.seconds, planes.Planes), (grouped.seconds, grouped.Grouped)],
+    "forward": [(direct_seconds, Direct), (planes.seconds, planes.Planes), (grouped.seconds, grouped.Grouped),
+                (filters.seconds, filters.Filters)],
+    "grad_input": [(direct_seconds, Direct), (planes.seconds, planes.Planes), (grouped.seconds, grouped.Grouped),
+                   (filters.seconds, filters.Filters)],
     "grad_weight": [(direct_seconds, Direct), (plane_gradients.seconds, plane_gradients.PlaneGradients)],
 }
 

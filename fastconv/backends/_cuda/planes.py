@@ -40,7 +40,7 @@ from .driver import Gpu, Launch, Stream, gpu
 from .geometry import image_strides, index_refusal, weight_strides
 from .sums import rectifier
 
-__all__ = ["Planes", "Shape", "all_shapes", "codes", "seconds", "shape_of", "work_seconds"]
+__all__ = ["Planes", "Shape", "all_shapes", "Strips", "codes", "seconds", "shape_of", "strips_of", "work_seconds"]
 
 THREADS = 8 if SIMULATED else 128
 SIZES = (3, 5, 7)  # of kernels along an axis; 1 goes with each of them
@@ -296,7 +296,7 @@ class Planes:
         assert shape is not None
         transposed = p.pass_name == "grad_input" and strides_of(shape) == 2
         code = (transposed_code if transposed else forward_code)(shape, p.channels_last, p.dtype)
-        geometry = _strips_of(p, shape, gpu())
+        geometry = strips_of(p, shape, gpu())
         columns = geometry.to_w * geometry.strips * geometry.images * geometry.channels
         self.launch = Launch(code, (-(-columns // THREADS),), geometry, RECTIFIERS[p.activation])
 
@@ -320,7 +320,7 @@ def strip_height(columns: int, rows: int, unit: int, machine: Gpu) -> int:
     return next((height for height in heights if columns * -(-rows // height) >= wanted), heights[-1])
 
 
-def _strips_of(problem: Problem, shape: Shape, machine: Gpu) -> Strips:
+def strips_of(problem: Problem, shape: Shape, machine: Gpu) -> Strips:
     p = problem
     x, y = (image_strides(*sizes, p.channels_last) for sizes in ((p.in_channels, p.input_size), (p.out_channels, p.output_size)))
     w = weight_strides(p)
@@ -357,7 +357,7 @@ def seconds(problem: Problem, machine: Gpu) -> float:
     if shape is None:
         return math.inf
     results = math.prod(p.shapes[2])
-    g = _strips_of(p, shape, machine)
+    g = strips_of(p, shape, machine)
     loads = 2.5 * shape.columns * shape.row_stride * (1 + shape.carried / g.height)
     products = shape.rows * shape.columns / (shape.row_stride * shape.column_stride if p.pass_name == "grad_input" else 1)
     return work_seconds(results * (products + loads + 6), results // g.height, p.bytes, p.dtype, machine)
