@@ -11,6 +11,8 @@ import numpy as np
 from ._arrays import as_array, as_operand, check_out
 from ._calls import CALLS_KEPT, FLOAT32, READY_FLAGS, check_shape, frozen, shape_of
 from ._checks import check_name
+from ._device import as_device_array, is_device_array
+from ._pools_on_device import max_gradient_on_device, mean_gradient_on_device, pool_on_device, view_of
 from ._windows import Windows
 from .backends._scratch import empty
 
@@ -142,6 +144,8 @@ def pool(kind: str, ndim: int, x: Any, extra: tuple[Any, ...], geometry: Geometr
         if ready is not None:
             return ready(x)
     x = as_array("x", x)
+    if is_device_array(x):
+        return _pool_there(kind, ndim, x, (False,) if kind == "max" else extra, geometry, out)
     if x.dtype.kind == "c" and kind == "mean":
         result = pool(kind, ndim, x.real, extra, geometry) + 1j * pool(kind, ndim, x.imag, extra, geometry)
         return _deliver(result, result.astype(x.dtype.newbyteorder("="), copy=False).dtype, out)
@@ -153,6 +157,12 @@ def pool(kind: str, ndim: int, x: Any, extra: tuple[Any, ...], geometry: Geometr
     direct = out is not None and out.dtype == computed and out.flags.num & READY_FLAGS == READY_FLAGS and not np.may_share_memory(out, x)
     y = ready(as_operand(x, computed, x.shape), None, out if direct else None)
     return _deliver(y, result_dtype, out)
+
+
+def _pool_there(kind: str, ndim: int, x: Any, extra: tuple[Any, ...], geometry: Geometry, out: Any) -> Any:
+    """A pooling of a GPU's array, on the GPU."""
+    view = as_device_array("x", x)
+    return pool_on_device(kind, windows_of(ndim, view.shape, *geometry), x, *_dtypes("x", view.dtype, averaged=kind == "mean"), extra, out)
 
 
 def _deliver(y: np.ndarray, dtype: np.dtype, out: Any) -> np.ndarray:
@@ -179,6 +189,8 @@ def _dtypes(name: str, dtype: np.dtype, averaged: bool) -> tuple[np.dtype, np.dt
 def pool_with_places(ndim: int, x: Any, flat: bool, geometry: Geometry, out: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """The maxima of the windows of x, and where they are."""
     x = as_array("x", x)
+    if is_device_array(x):
+        return _pool_there("places", ndim, x, (bool(flat),), geometry, out)
     computed, result_dtype = _dtypes("x", x.dtype, averaged=False)
     ready = _forward("places", ndim, x.shape, computed, (bool(flat),), *geometry)
     assert ready is not None
@@ -195,7 +207,7 @@ def pool_with_places(ndim: int, x: Any, flat: bool, geometry: Geometry, out: Any
 def check_gradient(gy: Any, *others: np.ndarray) -> tuple[np.ndarray, np.dtype, np.dtype]:
     """Gy as an array, and the types that a gradient is computed in and that it has."""
     gy = as_array("gy", gy)
-    dtype = np.result_type(gy, *others)
+    dtype = np.result_type(*(view_of("gy", a).dtype if is_device_array(a) else a for a in (gy, *others)))
     if dtype.kind in "biu":
         dtype = np.dtype(np.float64)
     if dtype.name not in COMPUTED:
@@ -211,6 +223,10 @@ def mean_gradient(ndim: int, gy: Any, shape: Any, extra: tuple[Any, ...], geomet
             return known(gy)
     shape = shape_of("input_shape", shape)
     gy = as_array("gy", gy)
+    if is_device_array(gy):
+        windows = windows_of(ndim, shape, *geometry, name="input_shape")
+        check_shape("gy", tuple(gy.shape), windows.output_shape)
+        return mean_gradient_on_device(windows, gy, *check_gradient(gy)[1:], extra)
     if gy.dtype.kind == "c":
         parts = [mean_gradient(ndim, part, shape, extra, geometry) for part in (gy.real, gy.imag)]
         return parts[0] + 1j * parts[1]
@@ -224,8 +240,13 @@ def max_gradient(ndim: int, gy: Any, x: Any, places: Any, flat: bool, geometry: 
     """The gradient of a "max"; the places are found again where they are not given."""
     x = as_array("x", x)
     gy, computed, dtype = check_gradient(gy, x)
-    shape = windows_of(ndim, x.shape, *geometry).output_shape
-    check_shape("gy", gy.shape, shape)
+    windows = windows_of(ndim, tuple(x.shape), *geometry)
+    shape = windows.output_shape
+    check_shape("gy", tuple(gy.shape), shape)
+    if is_device_array(gy) or is_device_array(x):
+        if places is not None:
+            check_shape("indices", tuple(places.shape), shape)
+        return max_gradient_on_device(windows, gy, x, places, computed, dtype, bool(flat))
     if places is None:
         _, kept = maxima(ndim, as_operand(x, computed, x.shape), geometry)
         return kept_gradient(ndim, as_operand(gy, computed, gy.shape), x.shape, kept, geometry).astype(dtype, copy=False)
@@ -262,6 +283,13 @@ def _filled(ready: Ready, gy: np.ndarray, computed: np.dtype, w: np.ndarray | No
     return ready(as_operand(gy, computed, gy.shape), w, None, third)
 
 
+def _of_numpy(name: str, value: Any) -> np.ndarray:
+    """An operand of what is computed by the processor only."""
+    if is_device_array(value):
+        raise TypeError(f"{name} must be an array of NumPy's: norms and unpoolings are not computed on a GPU")
+    return as_array(name, value)
+
+
 # -- norms ---------------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +308,7 @@ def _power(norm_type: Any, convention: Any) -> tuple[float, tuple[bool, str]]:
 def norms(ndim: int, x: Any, norm_type: Any, convention: Any, geometry: Geometry, out: Any = None) -> np.ndarray:
     """The norms of the windows of x."""
     p, extra = _power(norm_type, convention)
-    x = as_array("x", x)
+    x = _of_numpy("x", x)
     if p == 2 and x.dtype.kind != "c":
         return pool("root", ndim, x, extra, geometry, out)
     if x.dtype.kind == "c":
@@ -298,7 +326,7 @@ def norm_gradient(ndim: int, gy: Any, x: Any, y: Any, norm_type: Any, convention
         known = _backward("root", ndim, x.shape, FLOAT32, extra, *geometry)
         if known.source == gy.shape == y.shape:
             return known(gy, y, None, x)
-    x = as_array("x", x)
+    x = _of_numpy("x", x)
     y = norms(ndim, x, norm_type, convention, geometry) if y is None else y
     if p == 2:
         return _root_gradient(ndim, gy, x, y, extra, geometry)
@@ -344,7 +372,7 @@ def taken(gy: Any, indices: Any, windows: Windows, flat: bool) -> np.ndarray:
 
 
 def _move(name: str, kind: str, values: Any, indices: Any, windows: Windows, flat: bool) -> np.ndarray:
-    values = as_array(name, values)
+    values = _of_numpy(name, values)
     computed, dtype = _dtypes(name, values.dtype, averaged=False)
     check_shape(name, values.shape, windows.output_shape if kind == "scatter" else windows.input_shape)
     places = as_places(indices, windows.output_shape)

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from fastconv.backends._cuda import SIMULATED, complexes, copies, has_compiler
+from fastconv.backends._cuda import SIMULATED, complexes, copies, has_compiler, pooling
 
 pytestmark = pytest.mark.skipif(SIMULATED or not has_compiler(), reason="numba-cuda, which compiles kernels, is not installed")
 
@@ -38,7 +38,7 @@ def all_codes():
     from fastconv.backends import load
 
     modules = [sys.modules[backend.build.__module__] for backend in load("cuda").values()]
-    codes = [code for module in [copies, complexes, *modules] for code in module.codes("float32")]
+    codes = [code for module in [copies, complexes, pooling, *modules] for code in module.codes("float32")]
     return list({code.name: code for code in codes}.values())
 
 

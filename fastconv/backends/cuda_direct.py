@@ -1,19 +1,26 @@
 """`direct` on a GPU: the sum over the taps as it stands.
 
-It refuses nothing: every border, type and layout goes through a table of where each padded position comes from. A thread computes an
-output element, a block a weight's gradient.
+It refuses nothing. Its engines, the quickest of which is taken:
+
+    Direct          everything: any border, type and layout, by a table of where each padded position comes from; a thread computes an
+                    output element, a block a weight's gradient
+    planes          single planes (depthwise layers, filters) with small kernels: rows are carried on in registers
+    plane_gradients their weight gradients
+    filters         single planes with kernels of any size: a tile in shared memory, a square of points a thread
+    grouped         few channels a group (first layers, dilated and grouped ones): several channels of several points a thread
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ..problem import Problem
 from . import Backend
-from ._cuda import SIMULATED
+from ._cuda import SIMULATED, filters, grouped, plane_gradients, planes
 from ._cuda.compiling import Code
-from ._cuda.driver import Gpu, Launch, Stream, address_of, resident
+from ._cuda.driver import Gpu, Launch, Stream, address_of, gpu, resident
 from ._cuda.geometry import source_table, target_lists
 from ._cuda.sums import forward_code, grad_input_code, grad_weight_code, sizes_of
 from ._rectifiers import RECTIFIERS
@@ -55,15 +62,46 @@ class Direct:
 
 def codes(dtype: str) -> list[Code]:
     """Every kernel that a problem may need."""
-    return [make(dtype, THREADS) for make in (forward_code, grad_input_code, grad_weight_code)]
+    return [*(make(dtype, THREADS) for make in (forward_code, grad_input_code, grad_weight_code)), *planes.codes(dtype),
+            *plane_gradients.codes(dtype), *grouped.codes(dtype), *filters.codes(dtype)]
 
 
 def refuses(problem: Problem) -> str | None:
     return None
 
 
-def seconds(problem: Problem, machine: Gpu) -> float:
+def direct_seconds(problem: Problem, machine: Gpu) -> float:
+    """Predicted time of the plain sum."""
     return LAUNCH_SECONDS + problem.flops / (EFFICIENCY * machine.flops(problem.dtype)) + problem.bytes / machine.bandwidth
 
 
-BACKEND = Backend(refuses, seconds, Direct)
+# pass -> (predicted time, kernel) of each engine
+ENGINES: dict[str, list[tuple[Callable[[Problem, Gpu], float], Callable[[Problem], Any]]]] = {
+    "forward": [(direct_seconds, Direct), (planes.seconds, planes.Planes), (grouped.seconds, grouped.Grouped),
+                (filters.seconds, filters.Filters)],
+    "grad_input": [(direct_seconds, Direct), (planes.seconds, planes.Planes), (grouped.seconds, grouped.Grouped),
+                   (filters.seconds, filters.Filters)],
+    "grad_weight": [(direct_seconds, Direct), (plane_gradients.seconds, plane_gradients.PlaneGradients)],
+}
+
+
+def _quickest(problem: Problem, machine: Gpu) -> tuple[float, Callable[[Problem], Any]]:
+    return min(((predict(problem, machine), make) for predict, make in ENGINES[problem.pass_name]), key=lambda engine: engine[0])
+
+
+def seconds(problem: Problem, machine: Gpu) -> float:
+    """Time of the quickest engine."""
+    return _quickest(problem, machine)[0]
+
+
+def pack_seconds(problem: Problem, machine: Gpu) -> float:
+    """Time of laying out the weights, where the quickest engine does that."""
+    return grouped.pack_seconds(problem, machine) if _quickest(problem, machine)[1] is grouped.Grouped else 0.0
+
+
+def build(problem: Problem) -> Any:
+    """The kernel of the quickest engine."""
+    return _quickest(problem, gpu())[1](problem)
+
+
+BACKEND = Backend(refuses, seconds, build, pack_seconds)

@@ -55,6 +55,10 @@ fetch = _language.fetch
 fetch4 = _language.fetch4
 fetch_between = _language.fetch_between
 fetch_each = _language.fetch_each
+
+
+fetch_grid = _language.fetch_grid
+fetch_window = _language.fetch_window
 i32 = _language.i32
 inlined = _language.inlined
 less_unsigned = _language.less_unsigned
@@ -84,6 +88,7 @@ pack_halves = _language.pack_halves
 round_tf32 = _language.round_tf32
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "fetch_between", "fetch_each", "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one",
-           "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32",
-           "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
+           "fetch_between", "fetch_each", "fetch_grid", "fetch_window", "has_compiler", "i32", "inlined", "less_unsigned", "load",
+           "load4", "load_each", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each",
+           "remainder", "round_tf32", "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp",
+           "traced", "zero_of", "zeros"]

@@ -19,9 +19,10 @@ from numba.cuda.extending import intrinsic, models, register_model
 from .symbols import Symbol, outputs_of
 
 __all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "fetch_between", "fetch_each", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one", "ones_of",
-           "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32", "shared_memory",
-           "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
+           "fetch_between", "fetch_each", "fetch_grid", "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "load_each",
+           "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder",
+           "round_tf32", "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced",
+           "zero_of", "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
@@ -142,6 +143,57 @@ def fetch(typing, pointer, i):
 def fetch4(typing, pointer, i):
     """Four such elements."""
     return types.UniTuple(pointer.element, WIDE)(pointer, i), _emit_load(wide=True, constant=True)
+
+
+def _emit_grid(context: Any, builder: Any, sig: Any, args: Any, bounds: Any = None) -> Any:
+    """Loads of a grid of global memory, as `fetch_grid` and `fetch_window` describe them; `bounds` has row, column, height, width."""
+    pointer, result = sig.args[0], sig.return_type
+    base, at, pitch, step = (args[0], *(_narrow(builder, value) for value in args[1:4]))
+    rows, columns = (kind.literal_value for kind in sig.args[-2:])
+    suffix, letter = SUFFIX_OF[pointer.element], {4: "f", 8: "d"}[BYTES_OF[pointer.element]]
+    zero = f"0{letter}{'0' * 2 * BYTES_OF[pointer.element]}"
+    guarded = f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.{suffix} $0, {zero}; @p ld.global.nc.{suffix} $0, [$1]; }}"
+    inside: list[list[Any]] = [[], []]
+    if bounds:
+        row, column, height, width = (_narrow(builder, value) for value in bounds)
+        for axis, (count, first, size) in enumerate(((rows, row, height), (columns, column, width))):
+            inside[axis] = [builder.icmp_unsigned("<", builder.add(first, I32(k)), size) for k in range(count)]
+    values = []
+    for i in range(rows):
+        line = builder.gep(base, [builder.add(at, builder.mul(pitch, I32(i)))])
+        for j in range(columns):
+            address = builder.gep(line, [builder.mul(step, I32(j))])
+            if not bounds:
+                values.append(builder.load(address, align=BYTES_OF[pointer.element]))
+                values[-1].set_metadata("invariant.load", builder.module.add_metadata([]))
+                continue
+            operands = [builder.ptrtoint(address, I64), builder.zext(builder.and_(inside[0][i], inside[1][j]), I32)]
+            values.append(_call_assembly(builder, IR_OF[pointer.element], guarded, f"=&{letter},l,r", operands, effect=False))
+    return context.make_tuple(builder, result, values)
+
+
+def _grid_of(pointer: Any, rows: Any, columns: Any) -> Any:
+    if isinstance(rows, types.IntegerLiteral) and isinstance(columns, types.IntegerLiteral):
+        return types.UniTuple(pointer.element, rows.literal_value * columns.literal_value)
+    return None
+
+
+@intrinsic
+def fetch_grid(typing, pointer, at, pitch, step, rows, columns):
+    """The elements at + i * pitch + j * step of global memory that no thread writes, rows after rows; both counts are literals."""
+    result = _grid_of(pointer, rows, columns)
+    return result and (result(pointer, at, pitch, step, rows, columns), _emit_grid)
+
+
+@intrinsic
+def fetch_window(typing, pointer, at, pitch, step, row, column, height, width, rows, columns):
+    """The same, of the points (row + i, column + j) of an image of `height` by `width`; zeros outside it."""
+    result = _grid_of(pointer, rows, columns)
+
+    def emit(context, builder, sig, args):
+        return _emit_grid(context, builder, sig, args, bounds=args[4:8])
+
+    return result and (result(pointer, at, pitch, step, row, column, height, width, rows, columns), emit)
 
 
 @intrinsic

@@ -16,9 +16,9 @@ from numba import types
 from . import SIMULATED, cuda
 
 __all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "fetch_between",
-           "fetch_each", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one", "ones_of", "opaque",
-           "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32", "shared_memory", "store",
-           "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
+           "fetch_each", "fetch_grid", "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one",
+           "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32",
+           "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
 
 WIDE = 4
 UNSIGNED = 0xFFFFFFFF
@@ -88,6 +88,16 @@ def load4(pointer: Pointer, i: int) -> tuple[Any, ...]:
 
 
 fetch, fetch4 = load, load4
+
+
+def fetch_grid(pointer: Pointer, at: int, pitch: int, step: int, rows: int, columns: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, at + i * pitch + j * step) for i in range(rows) for j in range(columns))
+
+
+def fetch_window(pointer: Pointer, at: int, pitch: int, step: int, row: int, column: int, height: int, width: int, rows: int,
+                 columns: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, at + i * pitch + j * step) if 0 <= row + i < height and 0 <= column + j < width else zero_of(pointer)
+                 for i in range(rows) for j in range(columns))
 
 
 def store(pointer: Pointer, i: int, value: Any) -> None:
