@@ -136,8 +136,8 @@ def filter_code(remaining: int, dtype: str) -> Code:
         weights = shared_memory(x)
         image = advance(weights, i32(g.kernel_h * g.w_pitch))
         copy_weights(advance(w, i32(g.w_first + o * g.w_channel)), weights, g, thread)
-        copy_image(advance(x, i32(n * g.from_n + quotient(o, g.multiplier) * g.from_c)), image, g, i32(row - g.low_h), i32(column - g.low_w),
-                   thread)
+        plane = advance(x, i32(n * g.from_n + quotient(o, g.multiplier) * g.from_c))
+        copy_image(plane, image, g, i32(row - g.low_h), i32(column - g.low_w), thread)
         cuda.syncthreads()
         own_w, own_h = remainder(thread, g.across), quotient(thread, g.across)
         if own_h >= g.down:
