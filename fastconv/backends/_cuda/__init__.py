@@ -53,8 +53,11 @@ copy_commit = _language.copy_commit
 copy_wait = _language.copy_wait
 fetch = _language.fetch
 fetch4 = _language.fetch4
+fetch_apart = _language.fetch_apart
+fetch_patch = _language.fetch_patch
 i32 = _language.i32
 inlined = _language.inlined
+is_aligned = _language.is_aligned
 less_unsigned = _language.less_unsigned
 load = _language.load
 load4 = _language.load4
@@ -62,16 +65,19 @@ one = _language.one
 ones_of = _language.ones_of
 outer_product = _language.outer_product
 pick = _language.pick
+pick4 = _language.pick4
 quotient = _language.quotient
 remainder = _language.remainder
 shared_memory = _language.shared_memory
 store = _language.store
 store4 = _language.store4
+store_apart = _language.store_apart
 store_part = _language.store_part
 traced = _language.traced
 zero_of = _language.zero_of
 zeros = _language.zeros
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "has_compiler", "i32", "inlined", "less_unsigned", "load", "load4", "one", "ones_of", "outer_product", "pick", "quotient",
-           "remainder", "shared_memory", "store", "store4", "store_part", "traced", "zero_of", "zeros"]
+           "fetch_apart", "fetch_patch", "has_compiler", "i32", "inlined", "is_aligned", "less_unsigned", "load", "load4", "one",
+           "ones_of", "outer_product", "pick", "pick4", "quotient", "remainder", "shared_memory", "store", "store4", "store_apart",
+           "store_part", "traced", "zero_of", "zeros"]

@@ -57,7 +57,8 @@ from . import (
 from .compiling import Code, repeated
 from .sums import rectifier
 
-__all__ = ["BITS", "ENTRY", "FAR", "PHASE", "Phase", "Product", "Tile", "gemm_code", "shared_bytes"]
+__all__ = ["BITS", "ENTRY", "FAR", "PHASE", "Phase", "Product", "Tile", "gemm_code", "multiplication", "shared_bytes",
+           "thread_place"]
 
 ENTRY = 4  # integers of a table's entry
 FAR = -(2**28)  # a column of the image that no tap brings inside
@@ -124,6 +125,32 @@ def shared_bytes(tile: Tile, dtype: str) -> int:
     return elements * np.dtype(dtype).itemsize + tile.columns * ENTRY * 4
 
 
+def multiplication(tile: Tile) -> Callable:
+    """The main loop's body: `sums + A B` of one stage of both factors, a function of sums, pointers to a thread's parts, and 0."""
+    rows, columns = tile.rows + SKEW, tile.columns + SKEW
+    groups_m, groups_n = tile.rows // tile.threads_down // WIDE, tile.columns // tile.threads_across // WIDE
+    fragment_a, fragment_b = _fragment(groups_m, tile.rows // groups_m), _fragment(groups_n, tile.columns // groups_n)
+
+    def step(sums, operands, k):
+        a, b = operands
+        return outer_product(sums, fragment_a(a, k * rows), fragment_b(b, k * columns))
+
+    return repeated(step, tile.depth)
+
+
+def thread_place(tile: Tile) -> Callable:
+    """The first row and the first column of a thread's sums; the threads of a warp share rows and columns."""
+    WARP_X = min(8, tile.threads_across)
+    WARPS_X, WARP_Y = tile.threads_across // WARP_X, 32 // WARP_X
+
+    def place(thread):
+        warp, lane = thread // 32, thread % 32
+        row = i32((warp // WARPS_X * WARP_Y + lane // WARP_X) * WIDE)
+        return row, i32((warp % WARPS_X * WARP_X + lane % WARP_X) * WIDE)
+
+    return inlined(place)
+
+
 @functools.cache
 def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume: bool) -> Code:
     """The kernel: of a weight gradient or not, with lanes that copy along the depth or along the columns, of planes or volumes."""
@@ -140,20 +167,12 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
     SUMS = BM // TY * ACROSS
     rows_last = gradient != along_depth  # in the result: channels are
     assert STEP_M * LDC <= START_BIAS, f"{tile}: rows of sums do not fit the stages"
-    WARP_X = min(8, TX)
-    WARPS_X, WARP_Y = TX // WARP_X, 32 // WARP_X
     PER_ROW = BM // WIDE  # copies
     COPIES_A, COPIES_B = BM * BK // (WIDE * NT), BN * BK // NT
     finish = rectifier(dtype)
     point_entry, tap_entry = _entries()
     column_entry, depth_entry = (tap_entry, point_entry) if gradient else (point_entry, tap_entry)
-    fragment_a, fragment_b = _fragment(GROUPS_M, STEP_M), _fragment(GROUPS_N, STEP_N)
-
-    def step(sums, operands, k):
-        a, b = operands
-        return outer_product(sums, fragment_a(a, k * LDA), fragment_b(b, k * LDB))
-
-    multiply = repeated(step, BK)
+    fragment_a, multiply, place = _fragment(GROUPS_M, STEP_M), multiplication(tile), thread_place(tile)
 
     is_inside = _inside(volume)
     ones = inlined(lambda example: ones_of(example, ACROSS))
@@ -234,9 +253,7 @@ def gemm_code(tile: Tile, dtype: str, gradient: bool, along_depth: bool, volume:
                 copy_rows(advance(memory, stage * STAGE_A), left, g, thread, m0, k)
                 copy_image(advance(memory, START_B + stage * STAGE_B), image, tables, phase, g, entries, column, thread, k, end)
             copy_commit()
-        warp, lane = thread // 32, thread % 32
-        row = i32((warp // WARPS_X * WARP_Y + lane // WARP_X) * WIDE)
-        across = i32((warp % WARPS_X * WARP_X + lane % WARP_X) * WIDE)
+        row, across = place(thread)
         sums = outer_product(zeros(x, SUMS), fragment_a(memory, START_BIAS + row), ones(x))
         reading, writing = i32(0), i32(STAGES - 1)
         for block in range(blocks):
