@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(SIMULATED or not has_compiler(), reason="numba-c
 ARCHITECTURES = [(8, 0), (9, 0)]
 MOST_REGISTERS = 65536  # of a multiprocessor
 LEAST_SHARE = 0.78  # of multiply-adds among the instructions of a product's main loop
+PRODUCTS = ("im2col.", "batched_gemm.")  # names of matrix products begin so
 MOST_SHARED = 163 * 1024  # bytes of a block, the smaller of the architectures'
 
 
@@ -85,7 +86,7 @@ def main_loop(sass):
     return max(loops, key=lambda ops: (sum(op.startswith("FFMA") for op in ops), -len(ops)))
 
 
-@pytest.mark.parametrize("code", [code for code in all_codes() if code.name.startswith("im2col.") and "x128x" in code.name],
+@pytest.mark.parametrize("code", [code for code in all_codes() if code.name.startswith(PRODUCTS) and "x128x" in code.name],
                          ids=lambda code: code.name)
 def test_products_are_mostly_multiply_adds(code, tmp_path):
     """The main loop of a product hides its copies behind the multiply-adds: these are most of its instructions."""

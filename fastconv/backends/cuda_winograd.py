@@ -130,7 +130,7 @@ class Winograd:
         sums = Sums._make((c.out_channels, tiles, first, down, across, *c.out_size[1:], int(p.bias), *self.m.strides(False)[:3], c.y.batch,
                            c.out_channels * c.y.channel, c.y.channel, c.y.row, c.y.column, c.channels, *c.size[1:], c.above, c.left,
                            c.x.batch, c.channels * c.x.channel, c.x.channel, c.x.row, c.x.column, c.w_start, c.w_group,
-                           c.w.out_channel, c.w.in_channel, c.w.row, c.w.column, int(p.pass_name == "forward")))
+                           c.w.out_channel, c.w.in_channel, c.w.row, c.w.column))
         grid = -(-tiles // LANES), -(-c.out_channels // LINES), c.groups
         return into, multiply, Launch(out_code(algorithm, p.dtype), grid, sums, RECTIFIERS[p.activation])
 
@@ -157,10 +157,10 @@ class WinogradGradient:
         algorithm = choose(p, gpu())
         c = convolution_of(p)
         chunks = chunks_of(p, algorithm)
-        self.v, self.z = (layout_of(c.groups, chunks[0][1], channels) for channels in (c.channels, c.out_channels))
+        v, z = (layout_of(c.groups, chunks[0][1], channels) for channels in (c.channels, c.out_channels))
         self.s = layout_of(c.groups, c.out_channels, c.channels)
         splits = splits_of(p, algorithm, chunks[0][1], gpu())
-        counts = (algorithm.products * self.v.elements, algorithm.products * self.z.elements, splits * algorithm.products * self.s.elements)
+        counts = (algorithm.products * v.elements, algorithm.products * z.elements, splits * algorithm.products * self.s.elements)
         self.parts = [(count, p.dtype) for count in counts]
         self.scratch_bytes = p.itemsize * sum(counts)
         self.chunks = [self._launches(p, algorithm, c, splits, first, tiles) for first, tiles in chunks]
@@ -169,15 +169,16 @@ class WinogradGradient:
                   tiles: int) -> tuple[Launch, Launch, Launch, Launch]:
         """The four kernels of a chunk of tiles."""
         counts = c.tiles(algorithm)
-        image = _image(c, self.v.strides(along_channels=True), tiles, first, counts)
+        v, z = (layout_of(c.groups, tiles, channels) for channels in (c.channels, c.out_channels))
+        image = _image(c, v.strides(along_channels=True), tiles, first, counts)
         into = into_launch(INPUT, algorithm, image, c.groups, along_channels=True, dtype=p.dtype)
         output = c._replace(channels=c.out_channels, size=c.out_size, above=0, left=0, x=c.y)
-        gradient = _image(output, self.z.strides(along_channels=True), tiles, first, counts)
+        gradient = _image(output, z.strides(along_channels=True), tiles, first, counts)
         gradient_into = into_launch(OUTPUT_GRADIENT, algorithm, gradient, c.groups, along_channels=True, dtype=p.dtype)
         chunk = -(-tiles // splits // DEPTH_MULTIPLE) * DEPTH_MULTIPLE + (DEPTH_MULTIPLE if splits > 1 else 0)
         part = algorithm.products * self.s.elements
-        batch = Batch(algorithm.products * c.groups, splits, max(DEPTH_MULTIPLE, chunk), c.out_channels, c.channels, tiles, self.z.pitch,
-                      self.v.pitch, self.s.pitch, part)
+        batch = Batch(algorithm.products * c.groups, splits, max(DEPTH_MULTIPLE, chunk), c.out_channels, c.channels, tiles, z.pitch,
+                      v.pitch, self.s.pitch, part)
         geometry = Gradient._make((c.out_channels, c.channels, tiles, first, *counts, *c.out_size[1:], int(first > 0), splits, part,
                                    *self.s.strides(along_channels=False)[:3], c.w_group, c.w.out_channel, c.w.in_channel, c.w.row,
                                    c.w.column, *c.size[1:], c.above, c.left, c.x.batch, c.channels * c.x.channel, c.x.channel,

@@ -33,10 +33,12 @@ from . import (
     i32,
     inlined,
     is_aligned,
+    less_unsigned,
     load,
     pick,
     pick4,
     quotient,
+    remainder,
     store,
     store4,
     store_apart,
@@ -51,6 +53,7 @@ __all__ = ["LANES", "LINES", "Algorithm", "Gradient", "Image", "Sums", "gradient
 LANES, LINES = (4, 2) if SIMULATED else (32, 8)  # of a block: threads side by side, and such rows
 THREADS = LANES * LINES
 WIDE = 4
+BLOCKS, GRADIENT_BLOCKS = 5, 4  # of a multiprocessor, as whose share of the registers holds a float32 transform without spills
 SUM = Combinations()
 
 
@@ -81,6 +84,11 @@ def transform(kind: int, algorithm: Algorithm) -> Callable:
         return [value for i in range(len(matrix)) for value in SUM.apply(matrix, [column[i] for column in columns])]
 
     return traced(formula)
+
+
+def blocks(most: int, dtype: str) -> int:
+    """Blocks of a multiprocessor for a kernel of which `most` fit in float32."""
+    return most * np.dtype("float32").itemsize // np.dtype(dtype).itemsize
 
 
 # -- into -----------------------------------------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ def into_code(kind: int, algorithm: Algorithm, along_channels: bool, dtype: str)
         store_apart(v, i32(group * g.to_group + channel * g.to_channel + tile * g.to_tile), values, g.to_product)
 
     name = f"winograd_into.{kind}.{'x'.join(map(str, algorithm))}.{'channels' if along_channels else 'tiles'}.{dtype}"
-    return Code(name, winograd_into, (dtype, dtype), Image, 0, THREADS)
+    return Code(name, winograd_into, (dtype, dtype), Image, 0, THREADS, blocks(BLOCKS, dtype))
 
 
 def _tile_place(number, g):
@@ -183,7 +191,6 @@ class Sums(NamedTuple):
     w_in: int
     w_row: int
     w_column: int
-    borders_count: int  # whether taps outside the image are terms, 0 times a weight
 
 
 @functools.cache
@@ -211,16 +218,14 @@ def out_code(algorithm: Algorithm, dtype: str) -> Code:
 
     @inlined
     def direct(x, w, g, row, column):
-        """The sum at a point of the result; x and w begin at its image and its output channel."""
+        """The sum at a point of the result; x and w begin at its image and its output channel. One loop takes few registers."""
         total = zero_of(x)
-        for c in range(g.depth):
-            for i in range(TAPS):
-                for j in range(TAPS):
-                    u, v = i32(row + i - g.above), i32(column + j - g.left)
-                    inside = u >= 0 and u < g.x_height and v >= 0 and v < g.x_width
-                    value = fetch(x, c * g.x_channel + u * g.x_row + v * g.x_column) if inside else zero_of(x)
-                    if inside or g.borders_count:
-                        total += value * fetch(w, c * g.w_in + i * g.w_row + j * g.w_column)
+        for k in range(g.depth * TAPS * TAPS):
+            c, i, j = quotient(k, TAPS * TAPS), remainder(quotient(k, TAPS), TAPS), remainder(k, TAPS)
+            u, v = i32(row + i - g.above), i32(column + j - g.left)
+            inside = less_unsigned(u, g.x_height) and less_unsigned(v, g.x_width)
+            value = fetch(x, i32(c * g.x_channel + u * g.x_row + v * g.x_column)) if inside else zero_of(x)
+            total += value * fetch(w, i32(c * g.w_in + i * g.w_row + j * g.w_column))
         return total
 
     def winograd_out(m, x, w, bias, y, g, slope, ceiling):
@@ -240,13 +245,14 @@ def out_code(algorithm: Algorithm, dtype: str) -> Code:
             return
         own_x = advance(x, image * g.x_image + group * g.x_group)
         own_w = advance(w, g.w_start + group * g.w_group + channel * g.w_out)
-        for i in range(min(SIDE, g.height - row)):
-            for j in range(min(SIDE, g.width - column)):
-                value = direct(own_x, own_w, g, i32(row + i), i32(column + j))
-                store(y, i32(at + i * g.y_row + j * g.y_column), finish(value + own_bias, slope, ceiling))
+        columns = i32(min(SIDE, g.width - column))
+        for k in range(columns * min(SIDE, g.height - row)):
+            i, j = quotient(k, columns), remainder(k, columns)
+            value = direct(own_x, own_w, g, i32(row + i), i32(column + j))
+            store(y, i32(at + i * g.y_row + j * g.y_column), finish(value + own_bias, slope, ceiling))
 
     name = f"winograd_out.{'x'.join(map(str, algorithm))}.{dtype}"
-    return Code(name, winograd_out, (dtype,) * 5, Sums, 2, THREADS)
+    return Code(name, winograd_out, (dtype,) * 5, Sums, 2, THREADS, blocks(BLOCKS, dtype))
 
 
 def _sum_of() -> Callable:
@@ -324,15 +330,14 @@ def gradient_code(algorithm: Algorithm, dtype: str) -> Code:
     def direct(x, gy, g, i, j):
         """The sum for a tap; x and gy begin at their channels."""
         total = zero_of(x)
-        for tile in range(g.tiles):
-            image, row, column = tile_place(i32(g.first + tile), g)
-            row, column = i32(row * STEP), i32(column * STEP)
-            for p in range(row, min(row + STEP, g.height)):
-                for q in range(column, min(column + STEP, g.width)):
-                    u, v = i32(p + i - g.above), i32(q + j - g.left)
-                    inside = u >= 0 and u < g.x_height and v >= 0 and v < g.x_width
-                    value = fetch(x, image * g.x_image + u * g.x_row + v * g.x_column) if inside else zero_of(x)
-                    total += value * fetch(gy, image * g.y_image + p * g.y_row + q * g.y_column)
+        for k in range(g.tiles * (STEP * STEP)):
+            image, row, column = tile_place(i32(g.first + k // (STEP * STEP)), g)
+            p, q = i32(row * STEP + k // STEP % STEP), i32(column * STEP + k % STEP)
+            if p < g.height and q < g.width:
+                u, v = i32(p + i - g.above), i32(q + j - g.left)
+                inside = less_unsigned(u, g.x_height) and less_unsigned(v, g.x_width)
+                value = fetch(x, i32(image * g.x_image + u * g.x_row + v * g.x_column)) if inside else zero_of(x)
+                total += value * fetch(gy, i32(image * g.y_image + p * g.y_row + q * g.y_column))
         return total
 
     def winograd_gradient(m, x, gy, gw, g):
@@ -352,11 +357,11 @@ def gradient_code(algorithm: Algorithm, dtype: str) -> Code:
             write(gw, (values, at, g), 0)
             return
         own_x, own_gy = advance(x, group * g.x_group + c * g.x_channel), advance(gy, group * g.y_group + o * g.y_channel)
-        for i in range(TAPS):
-            for j in range(TAPS):
-                own = i32(at + i * g.w_row + j * g.w_column)
-                value = direct(own_x, own_gy, g, i, j)
-                store(gw, own, value + load(gw, own) if g.adds else value)
+        for k in range(TAPS * TAPS):
+            i, j = quotient(k, TAPS), remainder(k, TAPS)
+            own = i32(at + i * g.w_row + j * g.w_column)
+            value = direct(own_x, own_gy, g, i, j)
+            store(gw, own, value + load(gw, own) if g.adds else value)
 
     name = f"winograd_gradient.{'x'.join(map(str, algorithm))}.{dtype}"
-    return Code(name, winograd_gradient, (dtype,) * 4, Gradient, 0, THREADS)
+    return Code(name, winograd_gradient, (dtype,) * 4, Gradient, 0, THREADS, blocks(GRADIENT_BLOCKS, dtype))
