@@ -113,7 +113,7 @@ def main_loop(sass):
     return max(loops, key=lambda ops: (sum(op.startswith(("FFMA", "HMMA")) for op in ops), -len(ops)))
 
 
-PRODUCTS = [code for code in all_codes() if code.name.startswith("im2col.")]
+PRODUCTS = [code for code in all_codes() if code.name.startswith(("im2col.", "batched_gemm."))]
 
 
 def main_loop_of(code, folder):

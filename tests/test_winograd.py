@@ -8,7 +8,7 @@ import pytest
 from helpers import poisoned
 
 from fastconv.backends import Machine, _winograd_blocks, _winograd_choice, _winograd_gradient, _winograd_strips, cpu_im2col, cpu_winograd
-from fastconv.backends._bilinear import axis_algorithm
+from fastconv.backends._cook_toom import axis_algorithm
 from fastconv.backends._scratch import reused_operands
 from fastconv.problem import Options, Problem
 

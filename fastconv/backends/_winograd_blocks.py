@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import WEIGHT_GRADIENT, call_transform, transform_address
+from ._bilinear import call_transform, transform_address
+from ._cook_toom import WEIGHT_GRADIENT
 from ._gemm import panel_width, store_points
 from ._jit import outlined
 from ._simd import (

@@ -1,6 +1,6 @@
 """Which minimal-filtering algorithm a convolution gets: the algorithms there are, and their predicted times.
 
-An algorithm is one axis of `_bilinear` down and one across. A strided convolution has two kinds of them:
+An algorithm is one axis of `_cook_toom` down and one across. A strided convolution has two kinds of them:
 
     polyphase   the axis algorithm is the sum of those of the stride's phases
     folded      space to depth: the s_h s_w phases of the image become channels, ceil(k / s) taps and stride 1 remain;
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..problem import Problem
 from . import Machine
-from ._bilinear import Axis, axis_algorithm
+from ._cook_toom import Axis, axis_algorithm
 from ._jit import num_threads
 from ._simd import TILE_COLUMNS, TILE_ROWS, VECTOR_REGISTERS, lane_count
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import OUTPUT_GRADIENT, WEIGHT_GRADIENT
+from ._cook_toom import OUTPUT_GRADIENT, WEIGHT_GRADIENT
 from ._gemm import Epilogue, multiply_rows, panel_width, tile_addresses
 from ._jit import num_threads
 from ._scratch import shared

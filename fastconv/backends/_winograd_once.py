@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import OUTPUT, transform_address
+from ._bilinear import transform_address
 from ._boxes import fill_run, strides_of
+from ._cook_toom import OUTPUT
 from ._gemm import PaddedBias, epilogue_of, multiply_rows, pack_rows, panel_width, tile_addresses, weight_matrices
 from ._jit import num_threads, outlined
 from ._scratch import shared

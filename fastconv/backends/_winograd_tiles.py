@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import Problem
-from ._bilinear import INPUT, OUTPUT_GRADIENT, call_transform, transform_address
+from ._bilinear import call_transform, transform_address
 from ._boxes import strides_of
+from ._cook_toom import INPUT, OUTPUT_GRADIENT
 from ._gemm import panel_width, store_points
 from ._jit import inlined, num_threads, outlined
 from ._simd import (

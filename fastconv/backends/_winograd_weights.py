@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..problem import Problem
-from ._bilinear import WEIGHTS, call_transform, transform_address
+from ._bilinear import call_transform, transform_address
 from ._boxes import copy_run, fill_run
+from ._cook_toom import WEIGHTS
 from ._gemm import panel_width
 from ._jit import outlined
 from ._simd import advance, lanes_of, next_task, parallel_kernel, thawed, zero_element

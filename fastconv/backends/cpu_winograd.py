@@ -1,4 +1,4 @@
-"""`winograd` on the CPU: minimal-filtering ("Winograd") convolution by one engine for every algorithm of `_bilinear`.
+"""`winograd` on the CPU: minimal-filtering ("Winograd") convolution by one engine for every algorithm of `_cook_toom`.
 
 A box of output points is cut into tiles of m_h x m_w. Per box:
 
@@ -36,8 +36,9 @@ import numpy as np
 
 from ..problem import Options, Problem
 from . import Backend, Kernel, Machine
-from ._bilinear import INPUT, OUTPUT, WEIGHTS, transform_address
+from ._bilinear import transform_address
 from ._boxes import strides_of
+from ._cook_toom import INPUT, OUTPUT, WEIGHTS
 from ._gemm import PaddedBias, PanelPacking, epilogue_of, multiply_rows, panel_width, rows_computed, tile_addresses, weight_matrices
 from ._jit import inlined, num_threads, outlined
 from ._phases import build_grad_input, phase_seconds, phases_refusal

@@ -227,7 +227,7 @@ def _by_shape(units: Sequence[Unit], make_otherwise: Callable[[], Step], prepare
     otherwise = functools.cache(make_otherwise)  # with weights of its own: made if it is needed
 
     def prepared(x: np.ndarray) -> tuple[tuple[int, ...], Run] | None:
-        if x.ndim != 4 or x.dtype != units[0].layer.params["weight"].dtype or current_choice(None).name is not None:
+        if x.ndim != 4 or x.dtype != units[0].layer.params["weight"].dtype or current_choice(None)[::2] != (None, "cpu"):
             return None
         try:
             problems = _problems(x, units)

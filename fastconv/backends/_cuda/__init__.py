@@ -59,8 +59,13 @@ fetch_each = _language.fetch_each
 
 fetch_grid = _language.fetch_grid
 fetch_window = _language.fetch_window
+
+
+fetch_apart = _language.fetch_apart
+fetch_patch = _language.fetch_patch
 i32 = _language.i32
 inlined = _language.inlined
+is_aligned = _language.is_aligned
 less_unsigned = _language.less_unsigned
 load = _language.load
 load4 = _language.load4
@@ -70,6 +75,7 @@ ones_of = _language.ones_of
 opaque = _language.opaque
 outer_product = _language.outer_product
 pick = _language.pick
+pick4 = _language.pick4
 quotient = _language.quotient
 rectify_each = _language.rectify_each
 remainder = _language.remainder
@@ -78,6 +84,9 @@ store = _language.store
 store4 = _language.store4
 store_between = _language.store_between
 store_each = _language.store_each
+
+
+store_apart = _language.store_apart
 store_part = _language.store_part
 sync_warp = _language.sync_warp
 traced = _language.traced
@@ -88,7 +97,7 @@ pack_halves = _language.pack_halves
 round_tf32 = _language.round_tf32
 
 __all__ = ["SIMULATED", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "cuda", "fetch", "fetch4",
-           "fetch_between", "fetch_each", "fetch_grid", "fetch_window", "has_compiler", "i32", "inlined", "less_unsigned", "load",
-           "load4", "load_each", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each",
-           "remainder", "round_tf32", "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp",
-           "traced", "zero_of", "zeros"]
+           "fetch_apart", "fetch_between", "fetch_each", "fetch_grid", "fetch_patch", "fetch_window", "has_compiler", "i32", "inlined",
+           "is_aligned", "less_unsigned", "load", "load4", "load_each", "mma", "one", "ones_of", "opaque", "outer_product",
+           "pack_halves", "pick", "pick4", "quotient", "rectify_each", "remainder", "round_tf32", "shared_memory", "store", "store4",
+           "store_apart", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]

@@ -19,10 +19,10 @@ from numba.cuda.extending import intrinsic, models, register_model
 from .symbols import Symbol, outputs_of
 
 __all__ = ["GLOBAL", "SHARED", "Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4",
-           "fetch_between", "fetch_each", "fetch_grid", "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "load_each",
-           "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder",
-           "round_tf32", "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced",
-           "zero_of", "zeros"]
+           "fetch_apart", "fetch_between", "fetch_each", "fetch_grid", "fetch_patch", "fetch_window", "i32", "inlined", "is_aligned",
+           "less_unsigned", "load", "load4", "load_each", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick",
+           "pick4", "quotient", "rectify_each", "remainder", "round_tf32", "shared_memory", "store", "store4", "store_apart",
+           "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
 
 GLOBAL, SHARED = 1, 3  # address spaces
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
@@ -35,6 +35,7 @@ IR_OF = {types.float16: ir.IntType(16), types.float32: ir.FloatType(), types.flo
                                                          types.uint8, types.uint16, types.uint32, types.uint64)}}
 BYTES_OF = {kind: kind.bitwidth // 8 for kind in IR_OF}
 SUFFIX_OF = {types.float32: "f32", types.float64: "f64"}
+CONSTRAINT_OF = {types.float32: "f", types.float64: "d"}
 inlined = cuda.jit(device=True, forceinline=True)
 
 
@@ -197,6 +198,53 @@ def fetch_window(typing, pointer, at, pitch, step, row, column, height, width, r
 
 
 @intrinsic
+def fetch_apart(typing, pointer, i, pitch, count):
+    """`count` (a literal) such elements, `pitch` apart."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = types.UniTuple(pointer.element, count.literal_value)
+
+    def emit(context, builder, sig, args):
+        at, step, values = _narrow(builder, args[1]), _narrow(builder, args[2]), []
+        for k in range(result.count):
+            value = builder.load(builder.gep(args[0], [builder.add(at, builder.mul(step, I32(k)))]), align=BYTES_OF[pointer.element])
+            value.set_metadata("invariant.load", builder.module.add_metadata([]))
+            values.append(value)
+        return context.make_tuple(builder, result, values)
+
+    return result(pointer, i, pitch, count), emit
+
+
+@intrinsic
+def fetch_patch(typing, pointer, i, row, column, height, width, row_pitch, column_pitch, rows, columns):
+    """Such elements of a patch of `rows` times `columns` (literals) that begins at (row, column) of an image; zeros outside.
+
+    Were it inside, the first would be at i.
+    """
+    if not all(isinstance(number, types.IntegerLiteral) for number in (rows, columns)):
+        return None
+    element = IR_OF[pointer.element]
+    result = types.UniTuple(pointer.element, rows.literal_value * columns.literal_value)
+    letter, kind = CONSTRAINT_OF[pointer.element], SUFFIX_OF[pointer.element]
+    code = f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b{pointer.element.bitwidth} $0, 0; @p ld.global.nc.{kind} $0, [$1]; }}"
+
+    def emit(context, builder, sig, args):
+        at, row, column, height, width, row_pitch, column_pitch = (_narrow(builder, value) for value in args[1:8])
+        inside = [[builder.icmp_unsigned("<", builder.add(first, I32(k)), size) for k in range(count.literal_value)]
+                  for first, size, count in ((row, height, rows), (column, width, columns))]
+        values = []
+        for i, row_inside in enumerate(inside[0]):
+            line = builder.add(at, builder.mul(row_pitch, I32(i)))
+            for j, column_inside in enumerate(inside[1]):
+                address = builder.ptrtoint(builder.gep(args[0], [builder.add(line, builder.mul(column_pitch, I32(j)))]), I64)
+                flag = builder.zext(builder.and_(row_inside, column_inside), I32)
+                values.append(_call_assembly(builder, element, code, f"={letter},l,r", [address, flag], effect=False))
+        return context.make_tuple(builder, result, values)
+
+    return result(pointer, i, row, column, height, width, row_pitch, column_pitch, rows, columns), emit
+
+
+@intrinsic
 def store(typing, pointer, i, value):
     """Write the element at i."""
 
@@ -220,6 +268,31 @@ def store4(typing, pointer, i, values):
         return context.get_dummy_value()
 
     return types.void(pointer, i, types.UniTuple(pointer.element, WIDE)), emit
+
+
+@intrinsic
+def store_apart(typing, pointer, i, values, pitch):
+    """Write the elements of a tuple from i on, `pitch` apart."""
+
+    def emit(context, builder, sig, args):
+        at, step = _narrow(builder, args[1]), _narrow(builder, args[3])
+        for k in range(values.count):
+            address = builder.gep(args[0], [builder.add(at, builder.mul(step, I32(k)))])
+            builder.store(builder.extract_value(args[2], k), address, align=BYTES_OF[pointer.element])
+        return context.get_dummy_value()
+
+    return types.void(pointer, i, values, pitch), emit
+
+
+@intrinsic
+def is_aligned(typing, pointer, i):
+    """Whether four elements can be written from i on at once."""
+
+    def emit(context, builder, sig, args):
+        address = builder.ptrtoint(builder.gep(args[0], [args[1]]), I64)
+        return builder.icmp_unsigned("==", builder.and_(address, I64(BYTES_OF[pointer.element] * WIDE - 1)), I64(0))
+
+    return types.boolean(pointer, i), emit
 
 
 @intrinsic
@@ -502,6 +575,21 @@ def pick(typing, values, i):
         return builder.load(builder.gep(kept, [I32(0), args[1]]))
 
     return values.dtype(values, i), emit
+
+
+@intrinsic
+def pick4(typing, values, i):
+    """Four elements of a tuple from i on, where unrolling makes i a constant."""
+    result = types.UniTuple(values.dtype, WIDE)
+
+    def emit(context, builder, sig, args):
+        kept = cgutils.alloca_once(builder, args[0].type)  # LLVM takes it apart again
+        builder.store(args[0], kept)
+        first = _narrow(builder, args[1])
+        found = [builder.load(builder.gep(kept, [I32(0), builder.add(first, I32(j))])) for j in range(WIDE)]
+        return context.make_tuple(builder, result, found)
+
+    return result(values, i), emit
 
 
 @intrinsic

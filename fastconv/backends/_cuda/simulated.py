@@ -15,10 +15,11 @@ from numba import types
 
 from . import SIMULATED, cuda
 
-__all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "fetch_between",
-           "fetch_each", "fetch_grid", "fetch_window", "i32", "inlined", "less_unsigned", "load", "load4", "load_each", "mma", "one",
-           "ones_of", "opaque", "outer_product", "pack_halves", "pick", "quotient", "rectify_each", "remainder", "round_tf32",
-           "shared_memory", "store", "store4", "store_between", "store_each", "store_part", "sync_warp", "traced", "zero_of", "zeros"]
+__all__ = ["Pointer", "advance", "cast", "concatenate", "copy_async", "copy_commit", "copy_wait", "fetch", "fetch4", "fetch_apart",
+           "fetch_between", "fetch_each", "fetch_grid", "fetch_patch", "fetch_window", "i32", "inlined", "is_aligned", "less_unsigned",
+           "load", "load4", "load_each", "mma", "one", "ones_of", "opaque", "outer_product", "pack_halves", "pick", "pick4", "quotient",
+           "rectify_each", "remainder", "round_tf32", "shared_memory", "store", "store4", "store_apart", "store_between", "store_each",
+           "store_part", "sync_warp", "traced", "zero_of", "zeros"]
 
 WIDE = 4
 UNSIGNED = 0xFFFFFFFF
@@ -100,6 +101,16 @@ def fetch_window(pointer: Pointer, at: int, pitch: int, step: int, row: int, col
                  for i in range(rows) for j in range(columns))
 
 
+def fetch_apart(pointer: Pointer, i: int, pitch: int, count: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, i + k * pitch) for k in range(count))
+
+
+def fetch_patch(pointer: Pointer, i: int, row: int, column: int, height: int, width: int, row_pitch: int, column_pitch: int, rows: int,
+                columns: int) -> tuple[Any, ...]:
+    return tuple(load(pointer, i + r * row_pitch + c * column_pitch) if 0 <= row + r < height and 0 <= column + c < width
+                 else zero_of(pointer) for r in range(rows) for c in range(columns))
+
+
 def store(pointer: Pointer, i: int, value: Any) -> None:
     pointer.memory[pointer.at(i)] = value
 
@@ -109,6 +120,15 @@ def store4(pointer: Pointer, i: int, values: tuple[Any, ...]) -> None:
         raise IndexError(f"a wide store of element {pointer.at(i)}")
     for j in range(WIDE):
         store(pointer, i + j, values[j])
+
+
+def store_apart(pointer: Pointer, i: int, values: tuple[Any, ...], pitch: int) -> None:
+    for k, value in enumerate(values):
+        store(pointer, i + k * pitch, value)
+
+
+def is_aligned(pointer: Pointer, i: int) -> bool:
+    return pointer.at(i) % WIDE == 0
 
 
 def store_part(pointer: Pointer, tile: tuple[Any, ...], part: int, rows: int, groups: int, step: int, pitch: int) -> None:
@@ -215,6 +235,10 @@ def concatenate(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def pick(values: tuple[Any, ...], i: int) -> Any:
     return values[i]
+
+
+def pick4(values: tuple[Any, ...], i: int) -> tuple[Any, ...]:
+    return values[i:i + WIDE]
 
 
 def outer_product(tile: tuple[Any, ...], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
