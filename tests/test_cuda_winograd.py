@@ -18,7 +18,8 @@ from helpers import (
 )
 
 from fastconv.backends import cuda_winograd
-from fastconv.backends._cuda.driver import SIMULATED_GPU, absence, address_of, resident, scratch
+from fastconv.backends._cuda.context import SIMULATED_GPU, absence
+from fastconv.backends._cuda.driver import address_of, resident, scratch
 from fastconv.problem import Options, Problem
 
 on_gpu = pytest.mark.skipif(absence() is not None, reason=str(absence()))

@@ -27,6 +27,7 @@ from ._rectifiers import RECTIFIERS
 
 THREADS = 8 if SIMULATED else 256
 EFFICIENCY = 0.08  # share of the peak: each product loads both its factors (benchmarks/gpu.py)
+PLACE_INSTRUCTIONS = 300  # of finding a point's place by 64-bit divisions (counted in the machine code)
 LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
 
 
@@ -72,7 +73,10 @@ def refuses(problem: Problem) -> str | None:
 
 def direct_seconds(problem: Problem, machine: Gpu) -> float:
     """Predicted time of the plain sum."""
-    return LAUNCH_SECONDS + problem.flops / (EFFICIENCY * machine.flops(problem.dtype)) + problem.bytes / machine.bandwidth
+    p = problem
+    places = p.flops / 2 if p.pass_name == "grad_weight" else math.prod(p.shapes[2])
+    work = p.flops / EFFICIENCY + 2 * PLACE_INSTRUCTIONS * places
+    return LAUNCH_SECONDS + work / machine.flops(p.dtype) + p.bytes / machine.bandwidth
 
 
 # pass -> (predicted time, kernel) of each engine

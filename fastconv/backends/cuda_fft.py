@@ -429,7 +429,7 @@ def form_seconds(problem: Problem, form: Form, machine: Gpu) -> float:
         fill = min(1.0, padded / (ROWS * COLUMNS) * (n * n // VECTOR) / machine.multiprocessors)
         products = padded * terms * 4 * item / p.itemsize / (PRODUCT_EFFICIENCY * peak * fill)
         through_memory += outputs * item / machine.bandwidth
-        through_cache = (padded * terms * (1 / ROWS + 1 / COLUMNS) + outputs) * item
+        through_cache = int((padded * terms * (1 / ROWS + 1 / COLUMNS) + outputs) * item)
         launches = 3 + gradient
     moved = through_memory + through_cache / (CACHE_SPEEDUP * machine.bandwidth)
     return chunks * launches * LAUNCH_SECONDS + transforms + max(products, moved)

@@ -136,8 +136,8 @@ def filter_code(remaining: int, dtype: str) -> Code:
         weights = shared_memory(x)
         image = advance(weights, i32(g.kernel_h * g.w_pitch))
         copy_weights(advance(w, i32(g.w_first + o * g.w_channel)), weights, g, thread)
-        plane = advance(x, i32(n * g.from_n + quotient(o, g.multiplier) * g.from_c))
-        copy_image(plane, image, g, i32(row - g.low_h), i32(column - g.low_w), thread)
+        source = advance(x, i32(n * g.from_n + quotient(o, g.multiplier) * g.from_c))
+        copy_image(source, image, g, i32(row - g.low_h), i32(column - g.low_w), thread)
         cuda.syncthreads()
         own_w, own_h = remainder(thread, g.across), quotient(thread, g.across)
         if own_h >= g.down:
@@ -205,9 +205,10 @@ class Filters:
         p = problem
         tile = tile_of(p)
         assert tile is not None
-        strips = strips_of(p, Shape(*p.kernel_size[1:], 1, 1), gpu())
+        strips = strips_of(p, Shape._make((*p.kernel_size[1:], 1, 1)), gpu())
         blocks = tile.tiles_h * tile.tiles_w * strips.images * strips.channels
-        self.launch = Launch(filter_code(tile.kernel_w % WIDE, p.dtype), (blocks,), Filtered(*strips, *tile), RECTIFIERS[p.activation],
+        geometry = Filtered._make((*strips, *tile))
+        self.launch = Launch(filter_code(tile.kernel_w % WIDE, p.dtype), (blocks,), geometry, RECTIFIERS[p.activation],
                              tile.elements() * p.itemsize)
 
     def pack(self, stream: Stream, second: Any, target: list[Any]) -> None:

@@ -312,7 +312,7 @@ def _shared_out(problem: Problem, images: int, rows: int, columns: int) -> Shari
     blocks = -(-p.batch // images) * -(-to_h // rows) * -(-to_w // columns) * p.groups * -(-group_to // outputs)
     taps = group_from * math.prod(p.kernel_size)
     copied = images * group_from * seen[0] * seen[1] / THREADS
-    return Sharing(images, rows, columns, *seen, blocks, taps * (POINTS * (outputs + 2) + outputs / WIDE + 4) + 14 * copied + 200)
+    return Sharing._make((images, rows, columns, *seen, blocks, taps * (POINTS * (outputs + 2) + outputs / WIDE + 4) + 14 * copied + 200))
 
 
 class Grouped:
@@ -354,9 +354,10 @@ def _rectangles_of(problem: Problem, sharing: Sharing, outputs: int) -> Rectangl
     while lanes < min(sharing.seen_w, THREADS, WARP):
         lanes *= 2
     tiles = -(-to_size[0] // sharing.rows), -(-to_size[1] // sharing.columns)
-    return Rectangles(p.batch, p.groups, group_from, group_to, *from_size, *to_size, *p.kernel_size[1:], *p.stride[1:], *p.dilation[1:],
+    return Rectangles._make((p.batch, p.groups, group_from, group_to, *from_size, *to_size, *p.kernel_size[1:], *p.stride[1:],
+                             *p.dilation[1:],
                       *lows, sharing.images, sharing.rows, sharing.columns, *tiles, sharing.seen_h, sharing.seen_w, lanes,
-                      -(-group_to // outputs), x.batch, x.channel, x.row, x.column, y.batch, y.channel, y.row, y.column, int(p.bias))
+                      -(-group_to // outputs), x.batch, x.channel, x.row, x.column, y.batch, y.channel, y.row, y.column, int(p.bias)))
 
 
 def _weights_of(problem: Problem, packs: int, outputs: int) -> Weights:
@@ -368,8 +369,8 @@ def _weights_of(problem: Problem, packs: int, outputs: int) -> Weights:
     sizes = packs, outputs, group_from, group_to, *kernel
     if p.pass_name == "grad_input":
         last = (kernel[0] - 1) * w.row + (kernel[1] - 1) * w.column
-        return Weights(*sizes, last, p.group_out * w.out_channel, w.in_channel, w.out_channel, -w.row, -w.column, total)
-    return Weights(*sizes, 0, p.group_out * w.out_channel, w.out_channel, w.in_channel, w.row, w.column, total)
+        return Weights._make((*sizes, last, p.group_out * w.out_channel, w.in_channel, w.out_channel, -w.row, -w.column, total))
+    return Weights._make((*sizes, 0, p.group_out * w.out_channel, w.out_channel, w.in_channel, w.row, w.column, total))
 
 
 def seconds(problem: Problem, machine: Gpu) -> float:

@@ -189,9 +189,10 @@ class PlaneGradients:
         height, strips, self.shares = _sharing(p, gpu())
         x, y = (image_strides(*sizes, p.channels_last) for sizes in ((p.in_channels, p.input_size), (p.out_channels, p.output_size)))
         w = weight_strides(p)
-        geometry = Columns(p.batch, p.out_channels, p.group_out, *p.input_size[1:], *p.output_size[1:], p.padding[1][0], p.padding[2][0],
+        geometry = Columns._make((p.batch, p.out_channels, p.group_out, *p.input_size[1:], *p.output_size[1:],
+                                  p.padding[1][0], p.padding[2][0],
                            height, strips, x.batch, x.channel, x.row, x.column, y.batch, y.channel, y.row, y.column, w.out_channel, w.row,
-                           w.column, elements)
+                           w.column, elements))
         blocks = -(-p.out_channels // lanes_of(p.channels_last)[0])
         code = gradient_code(shape, p.channels_last, p.dtype)
         self.launch = Launch(code, (blocks, self.shares), geometry, (), shared_bytes(shape, p.channels_last, p.dtype))

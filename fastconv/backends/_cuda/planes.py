@@ -47,9 +47,9 @@ SIZES = (3, 5, 7)  # of kernels along an axis; 1 goes with each of them
 LOADS = 16  # that are under way at a time, at most
 MOST_ROWS = 4  # of the result in one step
 HEIGHTS = (64, 32, 16, 8, 4)  # of a thread's column
-BANDWIDTH_SHARE = 0.85  # of the memory's peak (benchmarks/gpu.py)
+BANDWIDTH_SHARE = 0.85  # of the memory's peak; assumed, benchmarks/gpu.py measures it
 LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
-FULL_THREADS = 1024  # of a multiprocessor, which hide the memory's latency
+FULL_THREADS = 1024  # of a multiprocessor, which hide the memory's latency; assumed
 
 
 class Shape(NamedTuple):
@@ -339,9 +339,9 @@ def strips_of(problem: Problem, shape: Shape, machine: Gpu) -> Strips:
     channels = p.in_channels if backward else p.out_channels
     rows = sizes[1][0] + skipped
     height = strip_height(p.batch * channels * sizes[1][1], rows, unit, machine)
-    return Strips(p.batch, channels, 1 if backward else p.group_out, *sizes[0], *sizes[1], low_h, low_w, height, -(-rows // height),
+    return Strips._make((p.batch, channels, 1 if backward else p.group_out, *sizes[0], *sizes[1], low_h, low_w, height, -(-rows // height),
                   source.batch, source.channel, source.row, source.column, *weights, target.batch, target.channel, target.row,
-                  target.column, int(p.bias))
+                  target.column, int(p.bias)))
 
 
 def work_seconds(instructions: float, threads: int, moved: float, dtype: str, machine: Gpu) -> float:

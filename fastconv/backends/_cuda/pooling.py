@@ -235,7 +235,7 @@ def _covering_table(windows: Windows) -> tuple[Any, tuple[int, int]]:
 
 def _pooled(windows: Windows, starts: tuple[int, int], flat: bool) -> Pooled:
     w = windows
-    return Pooled(w.batch, w.channels, *w.input_size, *w.output_size, *w.dilation, *starts, int(w.channels_last), int(flat))
+    return Pooled._make((w.batch, w.channels, *w.input_size, *w.output_size, *w.dilation, *starts, int(w.channels_last), int(flat)))
 
 
 def _launch(code: Code, windows: Windows, size: tuple[int, ...], geometry: Pooled) -> Launch:
