@@ -420,6 +420,7 @@ def form_seconds(problem: Problem, form: Form, machine: Gpu) -> float:
         return LAUNCH_SECONDS + max(busy, p.bytes / machine.bandwidth + 1.5 * outputs * item / (CACHE_SPEEDUP * machine.bandwidth))
     transforms = (inputs + outputs / fill) * transform_flops(n) / (EFFICIENCY * peak)
     through_memory = (p.bytes + inputs * item) / machine.bandwidth
+    through_cache: float
     if form.source == SUMMED:
         products = outputs * terms * 4 * item / p.itemsize / (EFFICIENCY * peak * fill)
         through_cache = 2 * outputs * terms * item

@@ -53,6 +53,7 @@ VECTOR = 8  # frequencies that lie together: a sector of the memory holds one of
 ITEM = 2 * VECTOR  # elements of an item in a block of frequencies
 BLOCKS_OF = {8: 6, 16: 4, 32: 3, 64: 4}  # of a multiprocessor, by the points of a tile: what the registers are given up for
 CHUNK = 4  # frequencies of a thread whose products are summed at a time
+PART = 16  # points of a large tile's column that are loaded at a time
 WHOLE = 2**30  # tiles: no tile is taken whole
 # Where the products of spectra come from
 FUSED, SUMMED, READY = "fused", "summed", "ready"
@@ -194,6 +195,20 @@ pair = inlined(_pair)
 taken = inlined(_taken)
 
 
+def _large_column(n):
+    """Load a column of a tile as it lies, a part at a time through the thread's own part of the shared memory: registers are few."""
+
+    def column_of(source, memory, g, i, column, inside_w):
+        low, inside = taken(n, i, g.step_h, g.last_h, g.first_h, g.height)
+        first = i32((g.first_h + i * g.step_h) * g.row + column * g.column)
+        inside = inside if inside_w else i32(0)
+        for k in range(0, n, PART):
+            store_each(memory, k, 1, fetch_between(source, i32(first + k * g.row), g.row, PART, i32(low - k), inside))
+        return load_each(memory, 0, 1, n)
+
+    return inlined(column_of)
+
+
 def _plain_column(n):
     """Load a column of a tile as it lies."""
 
@@ -245,7 +260,7 @@ def _spectrum_to_memory(n: int, first: int = 0) -> Callable:
 @functools.cache
 def transform_code(n: int, dtype: str, spread: bool) -> Code:
     """Spectra of pairs of tiles, of one channel of one group a block; `spread` weights have gaps between their taps."""
-    column_of = (_spread_column if spread else _plain_column)(n)
+    column_of = (_spread_column if spread else _large_column if n > LANES else _plain_column)(n)
     to_spectrum, _ = tile_transforms(n)
     write = _spectrum_to_memory(n)
     GROUPS, ELEMENTS, STEP = groups_of(n), group_elements(n), ITEM * n // VECTOR
