@@ -246,7 +246,7 @@ class Forward:
         span_d = (box_d - 1) * sd + dd * (p.kernel_size[0] - 1) + 1
         strip = tiles_of_a_strip(p, a, across)
         s = input_source(p, a, strip, span_d, sd)
-        panel = lanes
+        panel = s.lines if fetches_products(p, a) else lanes  # weights that are fetched meanwhile are read in one go
         # An odd number of cache lines apart, the planes of the products fall on different sets.
         product = odd_lines(span_d * tiles * panel, lanes)
         t = Tiling(transform_address(INPUT, *a.keys, p.dtype), a.high.outputs, a.wide.outputs, dh, dw, a.wide.products, product, panel,
