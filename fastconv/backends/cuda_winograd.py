@@ -218,8 +218,9 @@ def codes(dtype: str) -> list[Code]:
 
 def into_launch(kind: int, algorithm: Algorithm, image: Image, groups: int, *, along_channels: bool, dtype: str) -> Launch:
     """The transform of an image's tiles."""
-    counts = (image.channels, image.tiles) if along_channels else (image.tiles, image.channels)
-    return Launch(into_code(kind, algorithm, along_channels, dtype), (-(-counts[0] // LANES), -(-counts[1] // LINES), groups), image)
+    tiles, channels = (LINES, LANES) if along_channels else (LANES, LINES)
+    grid = -(-image.tiles // tiles), -(-image.channels // channels), groups  # the first axis alone has no bound that tiles reach
+    return Launch(into_code(kind, algorithm, along_channels, dtype), grid, image)
 
 
 def product_launch(batch: Batch, dtype: str, machine: Gpu) -> Launch:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._cook_toom import OUTPUT, WEIGHT_GRADIENT, Combinations, matrices
+from .._cook_toom import INPUT, OUTPUT, OUTPUT_GRADIENT, WEIGHT_GRADIENT, WEIGHTS, Combinations, matrices
 from . import (
     SIMULATED,
     advance,
@@ -54,6 +54,7 @@ LANES, LINES = (4, 2) if SIMULATED else (32, 8)  # of a block: threads side by s
 THREADS = LANES * LINES
 WIDE = 4
 BLOCKS, GRADIENT_BLOCKS = 5, 4  # of a multiprocessor, as whose share of the registers holds a float32 transform without spills
+NAMES = {INPUT: "input", WEIGHTS: "weights", OUTPUT_GRADIENT: "output_gradient"}
 SUM = Combinations()
 
 
@@ -123,13 +124,14 @@ def into_code(kind: int, algorithm: Algorithm, along_channels: bool, dtype: str)
     """The transform of an image's tiles; the threads side by side are tiles, or channels."""
     (matrix,) = matrices(kind, (*algorithm, 1))
     SIZE, STEP = matrix.shape[1], algorithm.outputs
+    TILES, CHANNELS = (LINES, LANES) if along_channels else (LANES, LINES)
     transformed = transform(kind, algorithm)
 
     def winograd_into(x, v, g):
-        lane = i32(cuda.blockIdx.x * LANES + cuda.threadIdx.x % LANES)
-        line = i32(cuda.blockIdx.y * LINES + cuda.threadIdx.x // LANES)
+        lane, line = cuda.threadIdx.x % LANES, cuda.threadIdx.x // LANES
+        tile = i32(cuda.blockIdx.x * TILES + (line if along_channels else lane))
+        channel = i32(cuda.blockIdx.y * CHANNELS + (lane if along_channels else line))
         group = i32(cuda.blockIdx.z)
-        channel, tile = (lane, line) if along_channels else (line, lane)
         if channel >= g.channels or tile >= g.tiles:
             return
         image, row, column = tile_place(i32(g.first + tile), g)
@@ -138,7 +140,7 @@ def into_code(kind: int, algorithm: Algorithm, along_channels: bool, dtype: str)
         values = transformed(fetch_patch(x, at, row, column, g.height, g.width, g.row, g.column, SIZE, SIZE))
         store_apart(v, i32(group * g.to_group + channel * g.to_channel + tile * g.to_tile), values, g.to_product)
 
-    name = f"winograd_into.{kind}.{'x'.join(map(str, algorithm))}.{'channels' if along_channels else 'tiles'}.{dtype}"
+    name = f"winograd_into.{NAMES[kind]}.{'x'.join(map(str, algorithm))}.{'channels' if along_channels else 'tiles'}.{dtype}"
     return Code(name, winograd_into, (dtype, dtype), Image, 0, THREADS, blocks(BLOCKS, dtype))
 
 
