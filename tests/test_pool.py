@@ -26,6 +26,7 @@ CASES = {
     "even_dilation_of_three": ((14, 26), {"kernel_size": (2, 4), "stride": (2, 1), "padding": 1, "dilation": (1, 3)}),
     "same": ((9, 22), {"kernel_size": 3, "stride": 2, "padding": "same"}),
     "same_lower": ((9, 22), {"kernel_size": 2, "stride": 1, "padding": "same_lower"}),
+    "gaps": ((9, 8), {"kernel_size": 2, "stride": 3}),
     "single_point": ((1, 1), {"kernel_size": 1}),
     "padding_wider_than_kernel": ((3, 5), {"kernel_size": 2, "stride": 1, "padding": 3}),
     "whole": ((5, 7), {"kernel_size": (5, 7)}),

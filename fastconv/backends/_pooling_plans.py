@@ -217,7 +217,7 @@ def bind_tap_gradient(windows: Windows, dtype: str) -> BoundKernel:
     """kernel(gy, taps, -, gx)."""
     size = math.prod(windows.input_size)
     images, channels = (windows.batch, windows.channels) if windows.channels_last else (windows.batch * windows.channels, 1)
-    if 2 * math.prod(windows.output_size) * math.prod(windows.largest) <= min(channels, lane_count(dtype)) * size:
+    if windows.channels_last and 2 * math.prod(windows.output_size) * math.prod(windows.largest) <= min(channels, lane_count(dtype)) * size:
         return _bind_gathered(windows, dtype)
     if windows.whole and not windows.channels_last:
         return bind_rows(scatter_planes, dtype, (size,), images, size)
