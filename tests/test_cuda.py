@@ -77,13 +77,15 @@ def test_epilogue(backend, activation):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("operand", [0, 1])
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nonfinite(backend, pass_name, value):
+def test_nonfinite(backend, pass_name, operand, value):
     """One element that is not finite reaches exactly the results that it reaches in the direct sum."""
     case = named("resnet_3x3")[0] if not SIMULATED else named("batch_of_3")[0]
     first, second = (a.astype(np.float32) for a in operands(case).of(pass_name))
-    first.reshape(-1)[first.size // 3] = value
+    array = (first, second)[operand]
+    array.reshape(-1)[array.size // 3] = value
     try:
         result = run_pass(case, pass_name, first, second, backend=backend)
     except fc.BackendError as refusal:

@@ -26,9 +26,9 @@ from ._cuda.sums import forward_code, grad_input_code, grad_weight_code, sizes_o
 from ._rectifiers import RECTIFIERS
 
 THREADS = 8 if SIMULATED else 256
-EFFICIENCY = 0.08  # share of the peak: each product loads both its factors (benchmarks/gpu.py)
+EFFICIENCY = 0.08  # share of the peak: each product loads both its factors (an estimate: benchmarks/gpu.py will measure it)
 PLACE_INSTRUCTIONS = 300  # of finding a point's place by 64-bit divisions (counted in the machine code)
-LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
+LAUNCH_SECONDS = 5e-6  # of a kernel (an estimate: benchmarks/gpu.py will measure it, tiny)
 
 
 class Direct:

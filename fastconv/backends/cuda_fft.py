@@ -42,11 +42,12 @@ SCRATCH_BYTES = 256 * 1024 * 1024  # of spectra, unless one image has more
 MOST_ELEMENTS = 2**30  # of spectra that are indexed by 32 bits
 MOST_GRID = 65535  # blocks along the second and third axis
 MOST_SPLITS = 64
-BUSY_WARPS = 8  # of a multiprocessor that hide their latency (benchmarks/gpu.py)
-EFFICIENCY = 0.25  # share of the peak in transforms: a quarter of their operations are multiply-adds (benchmarks/gpu.py)
-PRODUCT_EFFICIENCY = 0.6  # the same in products of matrices (benchmarks/gpu.py)
-CACHE_SPEEDUP = 2.5  # of the last cache over the memory (benchmarks/gpu.py)
-LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
+BUSY_WARPS = 8  # of a multiprocessor that hide their latency (an estimate: benchmarks/gpu.py will measure it)
+# Share of the peak in transforms: a quarter of their operations are multiply-adds (an estimate: benchmarks/gpu.py will measure it).
+EFFICIENCY = 0.25
+PRODUCT_EFFICIENCY = 0.6  # the same in products of matrices (an estimate: benchmarks/gpu.py will measure it)
+CACHE_SPEEDUP = 2.5  # of the last cache over the memory (an estimate: benchmarks/gpu.py will measure it)
+LAUNCH_SECONDS = 5e-6  # of a kernel (an estimate: benchmarks/gpu.py will measure it, tiny)
 
 
 class Form(NamedTuple):

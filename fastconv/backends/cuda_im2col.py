@@ -37,15 +37,15 @@ if SIMULATED:
     TILES = {"float32": [Tile(16, 16, 8, 4, 4, 3)], "float64": [Tile(16, 16, 8, 4, 4, 3)], "tf32": [Tile(16, 16, 16, 8, 4, 3)],
              "float16": [Tile(16, 16, 16, 8, 4, 3)]}
 ASYNCHRONOUS_COPIES = TENSOR_CORES = (8, 0)  # the least capability that has those used here
-TENSOR_SPEED = {"tf32": 4.0, "float16": 8.0}  # times multiply-adds' (benchmarks/gpu.py)
+TENSOR_SPEED = {"tf32": 4.0, "float16": 8.0}  # times multiply-adds' (an estimate: benchmarks/gpu.py will measure it)
 MOST_LAYERS = 2**16 - 1  # of a grid of blocks
 MOST_POINTS = 2**24  # of the table of an image's points: 256 MiB
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-LEAST_DEPTH = 128  # steps that a split is worth (benchmarks/gpu.py)
+LEAST_DEPTH = 128  # steps that a split is worth (an estimate: benchmarks/gpu.py will measure it)
 BUSY_THREADS = 512  # that hide a multiprocessor's latencies
-EFFICIENCY = 0.7  # share of the peak in the products (benchmarks/gpu.py)
-BLOCK_SECONDS = 2e-6  # of a block before its first product and after its last (benchmarks/gpu.py)
-LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
+EFFICIENCY = 0.7  # share of the peak in the products (an estimate: benchmarks/gpu.py will measure it)
+BLOCK_SECONDS = 2e-6  # of a block before its first product and after its last (an estimate: benchmarks/gpu.py will measure it)
+LAUNCH_SECONDS = 5e-6  # of a kernel (an estimate: benchmarks/gpu.py will measure it, tiny)
 
 
 class Division(NamedTuple):

@@ -31,18 +31,18 @@ from ._cuda.winograd import LANES, LINES, Algorithm, Gradient, Image, Sums, grad
 from ._rectifiers import RECTIFIERS
 
 ALGORITHMS = (Algorithm(4, 3), Algorithm(2, 3))
-# Tiles by descending size: the first that fills the multiprocessors is taken (benchmarks/gpu.py).
+# Tiles by descending size: the first that fills the multiprocessors is taken (an estimate: benchmarks/gpu.py will measure it).
 TILES = [Tile(16, 16, 4, 4, 4, 3)] if SIMULATED else [Tile(128, 128, 16, 16, 16, 3), Tile(64, 128, 16, 8, 16, 3), Tile(64, 64, 16, 8, 8, 3)]
 TILES64 = TILES if SIMULATED else [Tile(64, 64, 8, 8, 8, 3)]  # float64: half the sums fit the registers
 CHUNK_BYTES = 256 * 1024 * 1024  # of both transforms
 CHUNK_MULTIPLE = 128  # tiles: those of a block of threads
 MOST_SPLITS = 64
-LEAST_DEPTH = 256  # steps that a split is worth (benchmarks/gpu.py)
+LEAST_DEPTH = 256  # steps that a split is worth (an estimate: benchmarks/gpu.py will measure it)
 DEPTH_MULTIPLE = 16  # steps of a split: every tile's
 MOST_BLOCKS = 65535  # of a grid's third axis
-EFFICIENCY = 0.6  # share of the peak in the products (benchmarks/gpu.py)
+EFFICIENCY = 0.6  # share of the peak in the products (an estimate: benchmarks/gpu.py will measure it)
 TRANSFORM_PASSES = 2  # times the transforms' bytes pass the memory: written and read
-LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
+LAUNCH_SECONDS = 5e-6  # of a kernel (an estimate: benchmarks/gpu.py will measure it, tiny)
 
 
 class Convolution(NamedTuple):

@@ -48,7 +48,7 @@ LOADS = 16  # that are under way at a time, at most
 MOST_ROWS = 4  # of the result in one step
 HEIGHTS = (64, 32, 16, 8, 4)  # of a thread's column
 BANDWIDTH_SHARE = 0.85  # of the memory's peak; assumed, benchmarks/gpu.py measures it
-LAUNCH_SECONDS = 5e-6  # of a kernel (benchmarks/gpu.py, tiny)
+LAUNCH_SECONDS = 5e-6  # of a kernel (an estimate: benchmarks/gpu.py will measure it, tiny)
 FULL_THREADS = 1024  # of a multiprocessor, which hide the memory's latency; assumed
 
 

@@ -128,10 +128,16 @@ def forward_code(dtype: str, threads: int) -> Code:
     return Code(f"direct_forward.{dtype}.{threads}", direct_forward, (dtype, dtype, dtype, "int32", dtype), Sizes, 2, threads)
 
 
+BEYOND, PASSED_OVER = -1, -2  # no point of gy: a zero of its border, which takes part in the sum; between two points, which does not
+
+
 def _output_of(position, dilated, stride, outputs):
-    """The output point that meets a padded position with a tap `dilated` positions into the kernel, or -1."""
+    """The output point that meets a padded position with a tap `dilated` positions into the kernel, or why there is none."""
     reach = position - dilated
-    return reach // stride if reach >= 0 and reach % stride == 0 and reach // stride < outputs else -1
+    if reach % stride != 0:
+        return PASSED_OVER
+    q = reach // stride
+    return q if 0 <= q < outputs else BEYOND
 
 
 output_of = inlined(_output_of)
@@ -151,11 +157,13 @@ def grad_input_code(dtype: str, threads: int) -> Code:
                 q_h = output_of(u_h, t_h * g.dilation_h, g.stride_h, g.out_h)
                 for t_w in range(g.kernel_w):
                     q_w = output_of(u_w, t_w * g.dilation_w, g.stride_w, g.out_w)
-                    if q_d >= 0 and q_h >= 0 and q_w >= 0:
+                    if q_d != PASSED_OVER and q_h != PASSED_OVER and q_w != PASSED_OVER:
+                        inside = q_d >= 0 and q_h >= 0 and q_w >= 0
                         at = gradient + q_d * g.y_d + q_h * g.y_h + q_w * g.y_w
                         tap = weights + t_d * g.w_d + t_h * g.w_h + t_w * g.w_w
                         for o in range(g.group_out):
-                            total += fetch(gy, at + o * g.y_c) * fetch(w, tap + o * g.w_o)
+                            value = fetch(gy, at + o * g.y_c) if inside else zero_of(gy)
+                            total += value * fetch(w, tap + o * g.w_o)
         return total
 
     tap_sum = inlined(tap_sum)
